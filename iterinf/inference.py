@@ -1,0 +1,101 @@
+"""Iterative inference: the loop of Eq. 6, with any reconstruction inside."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
+
+from iterinf.types import Refinement
+
+Labelling = Float[Array, "*batch k"]
+Reconstruct = Callable[[Labelling], Labelling]
+
+
+def refine_step(
+    reconstruct: Reconstruct, y: Labelling, step_size: Float[ArrayLike, ""]
+) -> Labelling:
+    """Moves y one damped step towards its reconstruction.
+
+    y' = clip(y + step_size * (r(y) - y), 0, 1)                 (paper, Eq. 6)
+
+    r(y) - y estimates sigma^2 times the score, Eq. 1. For step sizes up to 1 the step
+    mixes two distributions, so that y stays one and the clip does nothing.
+
+    Args:
+      reconstruct: r, maps y to the same shape; parameters and condition closed over.
+      y: class probabilities, k last.
+      step_size: dimensionless; 0 returns y, 1 returns r(y).
+
+    Returns:
+      The next y, in [0, 1].
+
+    Raises:
+      ValueError: if r changes the shape of y (while tracing).
+    """
+    reconstruction = reconstruct(y)
+    if reconstruction.shape != y.shape:
+        raise ValueError(
+            f"reconstruct maps shape {y.shape} to {reconstruction.shape}; "
+            "the loop needs the same shape"
+        )
+    return jnp.clip(y + step_size * (reconstruction - y), 0.0, 1.0)
+
+
+def refine(
+    reconstruct: Reconstruct,
+    y: Labelling,
+    *,
+    step_size: Float[ArrayLike, ""],
+    num_iterations: int,
+    observe: Callable[[Labelling], PyTree] = lambda y: None,
+    step: Callable[[Reconstruct, Labelling, Array], Labelling] = refine_step,
+) -> Refinement:
+    """Iterates `step` from y.
+
+    Args:
+      reconstruct: r, maps y to the same shape; parameters and condition closed over.
+      y: where to start: the segmenter's class probabilities.
+      step_size: of every step.
+      num_iterations: number of steps; 0 returns y.
+      observe: what to keep of each y, e.g. a confusion matrix; nothing by default.
+      step: the update rule; variants wrap `refine_step`.
+
+    Returns:
+      The last y, and the observations after each step, stacked on a leading axis t.
+    """
+
+    def update(y, _):
+        y = step(reconstruct, y, jnp.asarray(step_size, y.dtype))
+        return y, observe(y)
+
+    return Refinement(*jax.lax.scan(update, y, length=num_iterations))
+
+
+def sweep(
+    reconstruct: Reconstruct,
+    y: Labelling,
+    *,
+    step_sizes: Sequence[float] | Float[ArrayLike, " s"],
+    num_iterations: int,
+    observe: Callable[[Labelling], PyTree],
+) -> PyTree[Shaped[Array, "s t ..."]]:
+    """Refines from one y with every step size at once.
+
+    Args:
+      reconstruct: any pure function of y that keeps its shape.
+      y: where every run starts.
+      step_sizes: s of them; a batch axis of one computation (`jax.vmap`).
+      num_iterations: t.
+      observe: what to keep of each y.
+
+    Returns:
+      Observations stacked [s, t, ...]: entry t is observe(y after t + 1 updates).
+    """
+    run = partial(
+        refine, reconstruct, y, num_iterations=num_iterations, observe=observe
+    )
+    return jax.vmap(lambda step_size: run(step_size=step_size).observations)(
+        jnp.asarray(step_sizes, y.dtype)
+    )

@@ -1,0 +1,35 @@
+"""Functions y -> r(y, condition) whose fixed points are better labellings."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from iterinf.errors import UserError
+from iterinf.refiners.dae import DAE
+
+REFINERS: dict[str, type[nn.Module]] = {"dae": DAE}
+
+
+def create_refiner(name: str, *, num_classes: int, **options: Any) -> nn.Module:
+    """Creates a refiner.
+
+    Args:
+      name: a key of `REFINERS`.
+      num_classes: K.
+      **options: the refiner's attributes, `feature_offset` (default 0) among them.
+
+    Returns:
+      A Flax module with `condition(candidate)`, `reconstruct(y, condition)` and
+      `__call__(candidate)`, one reconstruction.
+
+    Raises:
+      UserError: unknown name or option.
+    """
+    if name not in REFINERS:
+        raise UserError(
+            f"unknown refiner {name!r}; known: {', '.join(sorted(REFINERS))}"
+        )
+    try:
+        return REFINERS[name](num_classes=num_classes, **options)
+    except TypeError as error:
+        raise UserError(f"refiner {name!r}: {error}") from error

@@ -1,0 +1,180 @@
+"""The conditional denoising autoencoder r(y, h) of the paper."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy.typing import DTypeLike
+
+from iterinf.errors import UserError
+from iterinf.ops.switches import max_pool_with_switches, max_unpool
+from iterinf.types import Candidate
+
+_FEATURE_LEVELS = {"input": 0} | {f"pool{level}": level for level in range(1, 6)}
+_LOWEST_PROBABILITY = 1e-4
+
+
+class Condition(NamedTuple):
+    """What h contributes, computed once an image: {level: W_h * h}."""
+
+    contributions: dict[str, Float[Array, "b _ _ _"]]
+
+
+class DAE(nn.Module):
+    """Pools y with switches, joins h, unpools by the switches back to y's size.
+
+    Down, level l = 1..L: 3x3 convolution to widths[l-1], ReLU, 2x2 max pooling with
+    switches. Up, l = L..1: unpooling by the switches of level l, 3x3 convolution to
+    widths[l-2] (classes at l = 1), ReLU but at the last. Softmax.
+    A feature map of pool l is joined with the output of the l-th pooling ("input":
+    with y): the convolution that follows reads both. As a convolution of
+    a concatenation is a sum of two convolutions, h's half is computed in `condition`.
+    55,019,787 parameters for 11 classes and h = pool4 of 512 channels.
+
+    Attributes:
+      num_classes: K.
+      widths: channels of the L levels.
+      features: names of h's layers: input, pool1..pool5, below level L; may be empty.
+      feature_offset: pixels by which h's grid begins before the image; y is padded
+        by that on all sides, and cropped back.
+      decoder: "unpool" (by switches) or "transposed" (2x2 transposed convolutions of
+        stride 2 in place of unpooling: the ablation of section 4.3).
+      relu_decoder: ReLU in the upsampling path; False as released in 2017.
+      skip_connections: adds the output of pooling l - 1 to up-level l, before ReLU.
+      start_as_identity: the last convolution starts at zero and adds to log y, so
+        that training starts from r(y) = y.
+      feature_dropout: probability that an image's h is dropped whole, in training.
+      dtype: of the computation; parameters and output are float32.
+
+    Source: paper, section 4.3.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    features: tuple[str, ...] = ("pool4",)
+    feature_offset: int = 0
+    decoder: str = "unpool"
+    relu_decoder: bool = True
+    skip_connections: bool = False
+    start_as_identity: bool = False
+    feature_dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        if self.decoder not in ("unpool", "transposed"):
+            raise UserError(
+                f"decoder {self.decoder!r} is unknown; known: 'unpool', 'transposed'"
+            )
+        for name in self.features:
+            if _FEATURE_LEVELS.get(name, len(self.widths)) >= len(self.widths):
+                known = list(_FEATURE_LEVELS)[: len(self.widths)]
+                raise UserError(
+                    f"feature {name!r} cannot be joined by a DAE of "
+                    f"{len(self.widths)} levels; known: {', '.join(known)}"
+                )
+        super().__post_init__()
+
+    def setup(self):
+        def convolution(channels, **options):
+            options = {"kernel_init": nn.initializers.he_uniform()} | options
+            return nn.Conv(channels, (3, 3), dtype=self.dtype, **options)
+
+        self.down = [convolution(width) for width in self.widths]
+        self.join = {
+            name: convolution(self.widths[_FEATURE_LEVELS[name]], use_bias=False)
+            for name in self.features
+        }
+        last: dict = {"kernel_init": nn.initializers.glorot_uniform()}
+        if self.start_as_identity:
+            last = {"kernel_init": nn.initializers.zeros}
+        self.up = [convolution(width) for width in self.widths[-2::-1]] + [
+            convolution(self.num_classes, **last)
+        ]
+        if self.decoder == "transposed":
+            self.expand = [
+                nn.ConvTranspose(width, (2, 2), (2, 2), dtype=self.dtype)
+                for width in self.widths[::-1]
+            ]
+        self.drop = nn.Dropout(self.feature_dropout, broadcast_dims=(1, 2, 3))
+
+    def __call__(
+        self, candidate: Candidate, *, train: bool = False
+    ) -> Float[Array, "b h w k"]:
+        """One reconstruction of the candidate: r(y, h)."""
+        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
+
+    def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
+        """Convolves h: all of r(y, h) that does not depend on y.
+
+        Args:
+          candidate: its `features` hold the layers named by the attribute.
+          train: whether `feature_dropout` is on (needs the rng "dropout").
+
+        Raises:
+          UserError: if the segmenter gives no such features.
+        """
+        contributions = {}
+        for name in self.features:
+            if name not in candidate.features:
+                given = ", ".join(candidate.features)
+                raise UserError(f"no feature {name!r}; the segmenter gives: {given}")
+            h = candidate.features[name]
+            if name == "input":
+                h = _pad(h, self.feature_offset)
+            h = self.drop(h, deterministic=not train)
+            contributions[name] = self.join[name](h)
+        return Condition(contributions)
+
+    def reconstruct(
+        self, y: Float[Array, "b h w k"], condition: Condition
+    ) -> Float[Array, "b h w k"]:
+        """Computes r(y, h), Eq. 4.
+
+        Args:
+          y: a labelling, noisy or not; any real values.
+          condition: from `condition`, for the same images.
+
+        Returns:
+          Class probabilities; they sum to one over k.
+        """
+        height, width = y.shape[1:3]
+        offset = self.feature_offset
+        x = _pad(y.astype(self.dtype), offset)
+        pooled, switches, sizes = [], [], []
+        for level, convolution in enumerate(self.down):
+            x = convolution(x)
+            for name, contribution in condition.contributions.items():
+                if _FEATURE_LEVELS[name] == level:
+                    x = x + contribution
+            sizes.append(x.shape[1:3])
+            x, switch = max_pool_with_switches(nn.relu(x))
+            pooled.append(x)
+            switches.append(switch)
+        last = len(self.widths) - 1
+        for i, convolution in enumerate(self.up):
+            level = last - i
+            if self.decoder == "unpool":
+                x = max_unpool(x, switches[level], sizes[level])
+            else:
+                x = _pad_to(self.expand[i](x), sizes[level])
+            x = convolution(x)
+            if level and self.skip_connections:
+                x = x + pooled[level - 1]
+            if level and self.relu_decoder:
+                x = nn.relu(x)
+        logits = x[:, offset : offset + height, offset : offset + width]
+        logits = logits.astype(jnp.float32)
+        if self.start_as_identity:
+            logits = logits + jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
+        return nn.softmax(logits)
+
+
+def _pad(x: Array, offset: int) -> Array:
+    return jnp.pad(x, ((0, 0), (offset, offset), (offset, offset), (0, 0)))
+
+
+def _pad_to(x: Array, shape: tuple[int, int]) -> Array:
+    """Adds the zero row and column that pooling dropped from an odd size."""
+    rows, columns = shape[0] - x.shape[1], shape[1] - x.shape[2]
+    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))

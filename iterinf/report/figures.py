@@ -1,0 +1,368 @@
+"""The paper's Figures 3 and 4, drawn without pyplot and its global state."""
+
+import io
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Int, Integer, UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from iterinf.report.table import write_atomically
+
+UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
+# Green and red also differ in lightness, for those who do not tell them apart.
+_MENDED_COLOR = (90, 230, 120)
+_SPOILED_COLOR = (210, 30, 40)
+_GRID_CELLS = 48  # cells along the longer side, where regions of change are sought
+
+Box = tuple[int, int, int, int]  # top, left, height, width; pixels
+
+
+def plot_iterations(
+    validation_mean_iou: Float[np.ndarray, "s p"],
+    step_sizes: Sequence[float],
+    selected_step_size: float,
+    selected_num_iterations: int,
+    test_mean_iou: Float[np.ndarray, " p"] | None,
+    *,
+    title: str,
+) -> Figure:
+    """Draws mean IoU against iterations (the paper's Figure 4).
+
+    Left: validation, a line a step size, the choice marked. Right: test at the chosen
+    step size. Where step sizes that fail would flatten the rest, the left panel is cut
+    below and says so.
+
+    Args:
+      validation_mean_iou: fractions after 0..t iterations, p = t + 1; 0 iterations: the
+        plain network.
+      step_sizes: s of them.
+      selected_step_size: one of `step_sizes`.
+      selected_num_iterations: 1..t.
+      test_mean_iou: fractions at the chosen step size; None leaves that panel out.
+      title: of the figure.
+    """
+    num_panels = 1 if test_mean_iou is None else 2
+    figure = Figure(figsize=(1.2 + 4.6 * num_panels, 4.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, num_panels, squeeze=False)[0]
+    selected = int(np.argmin(np.abs(np.asarray(step_sizes) - selected_step_size)))
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(step_sizes)))
+    iterations = np.arange(validation_mean_iou.shape[1])
+    for index, (step_size, curve) in enumerate(
+        zip(step_sizes, validation_mean_iou, strict=True)
+    ):
+        chosen = index == selected
+        axes[0].plot(
+            iterations,
+            100 * curve,
+            color=colors[index],
+            linewidth=2.8 if chosen else 1.3,
+            zorder=4 if chosen else 3,
+            label=f"{step_size:g}" + (" (chosen)" if chosen else ""),
+        )
+    _cut_below(axes[0], 100 * validation_mean_iou)
+    _finish_panel(
+        axes[0],
+        "validation: the choice is made here",
+        validation_mean_iou[selected],
+        selected_num_iterations,
+    )
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        title="step size",
+        loc="outside lower center",
+        ncols=min(len(step_sizes), 4 * num_panels),
+    )
+    if test_mean_iou is not None:
+        axes[1].plot(
+            np.arange(len(test_mean_iou)),
+            100 * test_mean_iou,
+            color=colors[selected],
+            linewidth=2.8,
+            zorder=4,
+        )
+        _finish_panel(
+            axes[1],
+            f"test: not used for any choice\n(step size {selected_step_size:g})",
+            test_mean_iou,
+            selected_num_iterations,
+        )
+    return figure
+
+
+def compute_changes(
+    label: Integer[np.ndarray, "h w"],
+    before: Integer[np.ndarray, "h w"],
+    after: Integer[np.ndarray, "h w"],
+    num_classes: int,
+) -> UInt8[np.ndarray, "h w"]:
+    """Maps what a refiner did to each pixel.
+
+    Args:
+      label: the truth; `num_classes` and above are void.
+      before: classes predicted by the segmenter.
+      after: classes predicted by the refiner.
+      num_classes: k.
+
+    Returns:
+      UNCHANGED (0; void pixels too), MENDED (1: wrong, now right), SPOILED (2: right,
+      now wrong) or NEUTRAL (3: changed from one wrong class to another).
+    """
+    changes = np.full(label.shape, NEUTRAL, np.uint8)
+    changes[after == label] = MENDED
+    changes[before == label] = SPOILED
+    changes[(before == after) | (label >= num_classes)] = UNCHANGED
+    return changes
+
+
+def find_largest_changes(
+    changes: UInt8[np.ndarray, "h w"], num_boxes: int = 3
+) -> list[Box]:
+    """Finds the rectangles with most pixels mended or spoiled.
+
+    On a grid of cells, cell i scores f_i - d / 2, where f_i is the changed fraction of
+    it and d = sum(f^2) / sum(f), the density around a typical changed pixel. The
+    rectangle with the highest sum, of at most half the image's height and width, is
+    taken out and the next one sought in the rest, until a tenth of the first sum. A
+    margin of one cell is added.
+
+    Args:
+      changes: as from `compute_changes`.
+      num_boxes: the most to return.
+
+    Returns:
+      Boxes in pixels, largest change first; fewer where there is little to show.
+    """
+    height, width = changes.shape
+    cell = -(-max(height, width) // _GRID_CELLS)
+    changed = (changes == MENDED) | (changes == SPOILED)
+    if not changed.any():
+        return []
+    padded = np.pad(changed.astype(float), ((0, -height % cell), (0, -width % cell)))
+    rows, columns = (size // cell for size in padded.shape)
+    density = padded.reshape(rows, cell, columns, cell).mean(axis=(1, 3))
+    scores = density - (density**2).sum() / density.sum() / 2
+    boxes: list[Box] = []
+    largest = 0.0
+    while len(boxes) < num_boxes:
+        score, (top, bottom), (left, right) = _find_best_rectangle(scores)
+        largest = max(largest, score)
+        if score <= largest / 10:
+            break
+        scores[top:bottom, left:right] = -1.0  # the lowest that a cell can have
+        first_row, first_column = max(top - 1, 0) * cell, max(left - 1, 0) * cell
+        box_height = min((bottom + 1) * cell, height) - first_row
+        box_width = min((right + 1) * cell, width) - first_column
+        boxes.append((first_row, first_column, box_height, box_width))
+    return boxes
+
+
+def plot_segmentations(
+    images: UInt8[np.ndarray, "n h w 3"],
+    labels: Integer[np.ndarray, "n h w"],
+    predictions: Mapping[str, Integer[np.ndarray, "n h w"]],
+    classes: Sequence[str],
+    colors: UInt8[np.ndarray, "colors 3"],
+) -> Figure:
+    """Draws images, truth, predictions and the last refiner's changes (Figure 3).
+
+    A row an image. The last column shows the image in dim grey with mended pixels green
+    and spoiled ones red; white boxes lie round the largest changes in the whole row.
+
+    Args:
+      images: RGB.
+      labels: classes 0..k-1; k and above are void.
+      predictions: class maps by model: the segmenter first, then refiners.
+      classes: k names.
+      colors: RGB a class, k + 1 of them; the last is void.
+    """
+    names = list(predictions)
+    titles = ["image", "truth", *names]
+    if len(names) > 1:
+        titles.append(f"changes by {names[-1]}")
+    count, height, width = labels.shape
+    panel_width = 2.6
+    size = (panel_width * len(titles), (panel_width + 0.1) * height / width * count)
+    figure = Figure(figsize=(size[0], size[1] + 1.1), layout="constrained")
+    axes = figure.subplots(count, len(titles), squeeze=False)
+    for title, axis in zip(titles, axes[0], strict=True):
+        axis.set_title(textwrap.fill(title, 30), fontsize=10)
+    for index in range(count):
+        maps = [labels[index], *(predictions[name][index] for name in names)]
+        panels = [images[index], *(colors[np.minimum(m, len(classes))] for m in maps)]
+        boxes: list[Box] = []
+        if len(names) > 1:
+            changes = compute_changes(maps[0], maps[1], maps[-1], len(classes))
+            boxes = find_largest_changes(changes)
+            panels.append(_paint_changes(images[index], changes))
+            axes[index, -1].set_xlabel(_describe_changes(changes), fontsize=8)
+        for axis, panel in zip(axes[index], panels, strict=True):
+            _show_panel(axis, panel, boxes)
+    handles = _make_patches([*classes, "void"], colors)
+    if len(names) > 1:
+        handles += _make_patches(
+            ["mended", "spoiled"], np.array([_MENDED_COLOR, _SPOILED_COLOR])
+        )
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 2 + 2 * len(titles) // 2),
+        fontsize=9,
+    )
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a PNG of 150 dots per inch, whole or not at all.
+
+    Raises:
+      UserError: if writing fails.
+    """
+    content = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(content, format="png", dpi=150)
+    write_atomically({Path(path): content.getvalue()})
+
+
+def _cut_below(axis: Axes, curves: Float[np.ndarray, "s p"]) -> None:
+    """Limits the panel to three times the range between plain network and best."""
+    best, plain, lowest = curves.max(), curves[0, 0], curves.min()
+    shown = max(best - plain, 0.5)
+    if lowest < plain - 2 * shown:
+        axis.set_ylim(plain - 2 * shown, best + 0.5 * shown)
+        axis.text(
+            0.98,
+            0.02,
+            f"cut off below; lowest {lowest:.1f}",
+            transform=axis.transAxes,
+            horizontalalignment="right",
+            fontsize=8,
+        )
+
+
+def _finish_panel(
+    axis: Axes, title: str, curve: Float[np.ndarray, " p"], chosen: int
+) -> None:
+    """Marks the plain network and the choice; labels the axes."""
+    axis.axhline(100 * curve[0], color="0.4", linestyle="--", linewidth=1, zorder=2)
+    axis.axvline(chosen, color="0.4", linestyle=":", linewidth=1, zorder=2)
+    axis.plot(
+        [chosen],
+        [100 * curve[chosen]],
+        marker="o",
+        markersize=9,
+        markerfacecolor="white",
+        markeredgecolor="black",
+        linestyle="none",
+        zorder=5,
+    )
+    axis.set_title(title, fontsize=11)
+    axis.set_xlabel(f"iterations (dotted: {chosen}, the choice)")
+    axis.set_ylabel("mean IoU (%)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    axis.margins(y=0.12)
+    halo = [withStroke(linewidth=3, foreground="white")]
+    last = len(curve) - 1
+    axis.annotate(
+        f"{100 * curve[chosen]:.1f}",
+        (chosen, 100 * curve[chosen]),
+        xytext=(0, 9),
+        textcoords="offset points",
+        horizontalalignment="center",
+        path_effects=halo,
+        zorder=6,
+    )
+    axis.annotate(
+        f"plain network {100 * curve[0]:.1f}",
+        (last, 100 * curve[0]),
+        xytext=(0, 3),
+        textcoords="offset points",
+        horizontalalignment="right",
+        fontsize=8,
+        path_effects=halo,
+        zorder=6,
+    )
+
+
+def _find_best_rectangle(
+    scores: Float[np.ndarray, "r c"],
+) -> tuple[float, tuple[int, int], tuple[int, int]]:
+    """The sum, rows and columns (end exclusive) of the rectangle with highest sum."""
+    table = np.pad(scores, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    tops, bottoms = _list_ranges(scores.shape[0])
+    lefts, rights = _list_ranges(scores.shape[1])
+    bands = table[bottoms] - table[tops]
+    sums = bands[:, rights] - bands[:, lefts]
+    band, span = np.unravel_index(sums.argmax(), sums.shape)
+    return (
+        float(sums[band, span]),
+        (int(tops[band]), int(bottoms[band])),
+        (int(lefts[span]), int(rights[span])),
+    )
+
+
+def _list_ranges(size: int) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """Starts and ends of all ranges no longer than half of `size`."""
+    starts, ends = np.triu_indices(size + 1, k=1)
+    short = ends - starts <= max(size // 2, 1)
+    return starts[short], ends[short]
+
+
+def _paint_changes(
+    image: UInt8[np.ndarray, "h w 3"], changes: UInt8[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Mended pixels green, spoiled ones red, the rest of the image in dim grey."""
+    grey = (0.5 * image.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    painted = np.repeat(grey, 3, axis=-1)
+    painted[changes == MENDED] = _MENDED_COLOR
+    painted[changes == SPOILED] = _SPOILED_COLOR
+    return painted
+
+
+def _describe_changes(changes: UInt8[np.ndarray, "h w"]) -> str:
+    """Shares of the image."""
+    mended, spoiled = (100 * (changes == kind).mean() for kind in (MENDED, SPOILED))
+    return f"mended {mended:.1f}%, spoiled {spoiled:.1f}% of the pixels"
+
+
+def _show_panel(
+    axis: Axes, panel: UInt8[np.ndarray, "h w 3"], boxes: Sequence[Box]
+) -> None:
+    """Shows a picture with its white boxes, without ticks."""
+    axis.imshow(panel, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    outline = [withStroke(linewidth=3, foreground="black")]
+    for top, left, height, width in boxes:
+        axis.add_patch(
+            Rectangle(
+                (left - 0.5, top - 0.5),
+                width,
+                height,
+                fill=False,
+                edgecolor="white",
+                linewidth=1.5,
+                path_effects=outline,
+            )
+        )
+
+
+def _make_patches(
+    names: Sequence[str], colors: Integer[np.ndarray, "n 3"]
+) -> list[Patch]:
+    """Legend entries with a thin edge, so that white ones show."""
+    return [
+        Patch(facecolor=color / 255, edgecolor="0.3", label=name)
+        for name, color in zip(names, colors, strict=True)
+    ]

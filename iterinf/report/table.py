@@ -1,0 +1,266 @@
+"""The table of a run: table.csv, table.json and table.md, all in per cent."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from iterinf.errors import UserError
+from iterinf.evaluation import Row
+
+# How the names of the two control rows of a refiner end (after its own name).
+CONTROLS = {
+    "one reconstruction": "one full reconstruction",
+    "one damped step": "one damped step",
+}
+_LAST_COLUMNS = (
+    "mean_iou",
+    "global_accuracy",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "step_size",
+    "num_iterations",
+)
+
+
+def write_table(
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    directory: str | os.PathLike[str],
+    provenance: Mapping[str, object],
+) -> None:
+    """Writes table.csv, table.json and table.md, all three or none.
+
+    Columns: model, the classes, mean_iou, global_accuracy, gain, gain_low, gain_high
+    (per cent), step_size, num_iterations. A class absent from truth and prediction, and
+    the step size of the plain network, are empty in the csv, null in the json and
+    "-" in the md. The json holds full precision under "rows", beside "classes" and
+    "provenance".
+
+    Args:
+      rows: the plain network first.
+      classes: k names.
+      directory: created where missing.
+      provenance: how the numbers were made: config, commit, seed, hardware, wall time,
+        command.
+
+    Raises:
+      UserError: if a class is named as another column, or if writing fails.
+    """
+    clashes = {"model", *_LAST_COLUMNS} & set(classes)
+    if clashes:
+        raise UserError(f"class name {min(clashes)!r} is a column of the table too")
+    records = [_make_record(row, classes) for row in rows]
+    document = {
+        "classes": list(classes),
+        "rows": records,
+        "provenance": dict(provenance),
+    }
+    texts = {
+        "table.csv": _format_csv(records),
+        "table.json": json.dumps(document, indent=2, allow_nan=False, default=str),
+        "table.md": _format_markdown(rows, classes, provenance),
+    }
+    write_atomically(
+        {
+            Path(directory) / name: (text.rstrip("\n") + "\n").encode()
+            for name, text in texts.items()
+        }
+    )
+
+
+def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
+    """Formats the rows for a terminal: the models, then IoU by class below.
+
+    The columns of the lower part are the numbers in front of the models, so that both
+    parts stay narrow for any number of classes.
+    """
+    models = [
+        ["", "model", "mean IoU", "accuracy", "gain", "95%", "step", "iterations"]
+    ]
+    for number, row in enumerate(rows, start=1):
+        models.append(
+            [
+                str(number),
+                row.model,
+                _format_number(row.mean_iou),
+                _format_number(row.global_accuracy),
+                _format_gain(row.gain),
+                f"[{_format_gain(row.gain_low)}, {_format_gain(row.gain_high)}]",
+                _format_step_size(row.step_size) or "-",
+                str(row.num_iterations),
+            ]
+        )
+    ious = [["IoU", *(str(number) for number in range(1, len(rows) + 1))]]
+    for index, name in enumerate(classes):
+        ious.append([name, *(_format_number(row.class_iou[index]) for row in rows)])
+    return f"{_align(models, left=2)}\n\n{_align(ious, left=1)}"
+
+
+def write_atomically(contents: Mapping[Path, bytes]) -> None:
+    """Writes files so that each is there whole or as it was before.
+
+    All are written beside their places first and moved there when the last is on
+    disk: a full disk leaves every one of them untouched.
+
+    Raises:
+      UserError: naming the file and the reason, if writing fails.
+    """
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; it is as before") from error
+    finally:
+        for leftover in temporary.values():
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file if it can be; one that stays is overwritten by the next run."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+def _make_record(row: Row, classes: Sequence[str]) -> dict[str, object]:
+    """A row by column, nan as None."""
+    record: dict[str, object] = {"model": row.model}
+    record |= dict(zip(classes, row.class_iou, strict=True))
+    record |= {name: getattr(row, name) for name in _LAST_COLUMNS}
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in record.items()
+    }
+
+
+def _format_csv(records: Sequence[Mapping[str, object]]) -> str:
+    """Four decimals of a per cent; empty for None."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(records[0])
+    for record in records:
+        writer.writerow(
+            f"{value:.4f}"
+            if isinstance(value, float) and name != "step_size"
+            else value
+            for name, value in record.items()
+        )
+    return text.getvalue()
+
+
+def _format_markdown(
+    rows: Sequence[Row], classes: Sequence[str], provenance: Mapping[str, object]
+) -> str:
+    """The table, then what one must know to read it."""
+    header = ["model", *classes, *_LAST_COLUMNS]
+    lines = [header, ["---", *(["---:"] * (len(header) - 1))]]
+    for row in rows:
+        lines.append(
+            [
+                row.model,
+                *(_format_number(iou) for iou in row.class_iou),
+                _format_number(row.mean_iou),
+                _format_number(row.global_accuracy),
+                *(map(_format_gain, (row.gain, row.gain_low, row.gain_high))),
+                _format_step_size(row.step_size) or "-",
+                str(row.num_iterations),
+            ]
+        )
+    table = [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+        for line in lines
+    ]
+    notes = [
+        "All in per cent. `gain` is the difference in mean IoU to the first row, in "
+        "points, with its 95% paired interval `gain_low` to `gain_high` (bootstrap "
+        "over blocks of images). The interval covers images, not training seeds.",
+        _describe_absent_classes(rows, classes),
+        *_compare_to_controls(rows),
+    ]
+    origin = [f"- {name}: {_quote(value)}" for name, value in provenance.items()]
+    return "\n".join([*table, "", "\n\n".join(notes), "", *origin])
+
+
+def _describe_absent_classes(rows: Sequence[Row], classes: Sequence[str]) -> str:
+    """Names the classes that are no part of the mean, and the rows this holds for."""
+    rule = "A class absent from truth and prediction is left out of the mean and named"
+    absent = {
+        name: [row.model for row in rows if math.isnan(row.class_iou[index])]
+        for index, name in enumerate(classes)
+    }
+    found = [
+        name if len(models) == len(rows) else f"{name} (in {'; '.join(models)} only)"
+        for name, models in absent.items()
+        if models
+    ]
+    return f"{rule}: {', '.join(found) or 'here none'}."
+
+
+def _compare_to_controls(rows: Sequence[Row]) -> list[str]:
+    """Says of each refiner with control rows whether iterating beats them."""
+    by_name = {row.model: row for row in rows}
+    differences: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for ending, description in CONTROLS.items():
+            refiner = row.model.removesuffix(ending).rstrip(" ,:-")
+            if row.model.endswith(ending) and refiner in by_name:
+                difference = by_name[refiner].mean_iou - row.mean_iou
+                differences.setdefault(refiner, {})[description] = difference
+    sentences = []
+    for refiner, found in differences.items():
+        listed = " and ".join(
+            f"{_format_gain(difference, decimals=2)} points over {description}"
+            for description, difference in found.items()
+        )
+        which = "both controls" if len(found) > 1 else "this one control"
+        beats = "beats" if min(found.values()) > 0 else "does not beat"
+        sentences.append(f"{refiner}: iterating {beats} {which} ({listed}).")
+    return sentences
+
+
+def _quote(value: object) -> str:
+    """A value as inline code on one line."""
+    return f"`{' '.join(str(value).split())}`"
+
+
+def _format_number(value: float) -> str:
+    """One decimal; "-" for nan."""
+    return "-" if math.isnan(value) else f"{value:z.1f}"
+
+
+def _format_gain(value: float, decimals: int = 1) -> str:
+    """Signed; zero as 0.0."""
+    text = f"{value:+z.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def _format_step_size(step_size: float | None) -> str:
+    """The shortest form; empty for None."""
+    return "" if step_size is None else f"{step_size:g}"
+
+
+def _align(lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """Pads cells to columns, the first `left` of them to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

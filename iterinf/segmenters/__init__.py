@@ -1,0 +1,35 @@
+"""Networks x -> logits, features."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from iterinf.errors import UserError
+from iterinf.segmenters.fcn8 import FCN8
+
+SEGMENTERS: dict[str, type[nn.Module]] = {"fcn8": FCN8}
+
+
+def create_segmenter(name: str, *, num_classes: int, **options: Any) -> nn.Module:
+    """Creates a segmentation network.
+
+    Args:
+      name: a key of `SEGMENTERS`.
+      num_classes: K.
+      **options: the network's attributes.
+
+    Returns:
+      A Flax module: `apply(variables, images) -> (logits, features)`, attribute
+      `feature_offset` (pixels by which its feature grids begin before the image).
+
+    Raises:
+      UserError: unknown name or option.
+    """
+    if name not in SEGMENTERS:
+        raise UserError(
+            f"unknown segmenter {name!r}; known: {', '.join(sorted(SEGMENTERS))}"
+        )
+    try:
+        return SEGMENTERS[name](num_classes=num_classes, **options)
+    except TypeError as error:
+        raise UserError(f"segmenter {name!r}: {error}") from error

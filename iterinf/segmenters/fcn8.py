@@ -1,0 +1,170 @@
+"""FCN-8 (Long, Shelhamer & Darrell 2015), a VGG16 turned fully convolutional."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy.typing import DTypeLike
+
+from iterinf.errors import UserError
+from iterinf.ops.patches import convolve_patches
+from iterinf.ops.switches import max_pool_with_switches
+from iterinf.ops.upsampling import convolve_transposed
+
+_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
+
+Features = dict[str, Float[Array, "b _ _ _"]]
+
+
+def _init_bilinear(key, shape, dtype=jnp.float32):
+    """Transposed-convolution kernel that interpolates each class on its own."""
+    del key
+    size, _, classes, _ = shape
+    ramp = 1 - jnp.abs(jnp.arange(size) - (size - 1) / 2) / (size / 2)
+    kernel = ramp[:, None] * ramp[None, :]
+    return (kernel[:, :, None, None] * jnp.eye(classes)[None, None]).astype(dtype)
+
+
+def _crop(x: Array, offset: int, shape: tuple[int, int]) -> Array:
+    """Takes `shape` from `offset` on; repeats the border where x ends too early."""
+    missing = [max(0, offset + n - have) for n, have in zip(shape, x.shape[1:3])]
+    x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+    return x[:, offset : offset + shape[0], offset : offset + shape[1]]
+
+
+class _Upsampling(nn.Module):
+    """Transposed convolution of size 2 stride that starts bilinear."""
+
+    stride: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b _ _ k"]:
+        classes, size = x.shape[-1], 2 * self.stride
+        shape = (size, size, classes, classes)
+        kernel = self.param("kernel", _init_bilinear, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (classes,)).astype(self.dtype)
+        return convolve_transposed(x, kernel, self.stride) + bias[None, None, None]
+
+
+class FCN8(nn.Module):
+    """Fully convolutional VGG16 that adds the scores of strides 32, 16 and 8.
+
+    With padding "published" the first convolution pads by 100 pixels, so that images
+    of any size survive fc6 and feature grids begin 99 pixels before the image.
+    With "same" every convolution keeps the size: 2.2 times less work at 224x224.
+    134,348,962 parameters for 11 classes at width 1.
+
+    Attributes:
+      num_classes: K.
+      width: factor on all channel numbers.
+      padding: "published" or "same".
+      relu_scores: ReLU after the three score convolutions (as released in 2017).
+      dropout: rate after fc6 and fc7, in training.
+      input_mean: subtracted from the image, RGB in [0, 1].
+      input_std: divides the image after that.
+      dtype: of the computation; parameters and logits are float32.
+
+    Source: Long et al. 2015; deconvolutions start bilinear and have biases.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    padding: str = "published"
+    relu_scores: bool = False
+    dropout: float = 0.5
+    input_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    input_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        if self.padding not in ("published", "same"):
+            raise UserError(
+                f"padding {self.padding!r} is unknown; known: 'published', 'same'"
+            )
+        super().__post_init__()
+
+    @property
+    def feature_offset(self) -> int:
+        """Pixels by which the feature grids begin before the image."""
+        return 99 if self.padding == "published" else 0
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> tuple[Float[Array, "b h w k"], Features]:
+        """Scores every pixel.
+
+        Args:
+          images: RGB in [0, 1].
+          train: whether dropout is on (needs the rng "dropout").
+
+        Returns:
+          logits [b h w k], and the features input, pool1..pool5 by name: pool l has
+          size floor((h + 2 feature_offset) / 2^l), 512 * width channels at pool4.
+        """
+        published = self.padding == "published"
+        mean = jnp.asarray(self.input_mean, jnp.float32)
+        std = jnp.asarray(self.input_std, jnp.float32)
+        features: Features = {"input": images}
+        x = ((images - mean[None, None, None]) / std[None, None, None]).astype(
+            self.dtype
+        )
+        for block, (channels, num_convolutions) in enumerate(_BLOCKS, start=1):
+            for i in range(1, num_convolutions + 1):
+                pad = 100 if published and (block, i) == (1, 1) else "SAME"
+                x = self._convolve(channels, (3, 3), pad, f"conv{block}_{i}")(x)
+            x, _ = max_pool_with_switches(x)
+            features[f"pool{block}"] = x
+        pad = 0 if published else 3
+        x = self._convolve(
+            4096, (7, 7), pad, "fc6", conv_general_dilated=convolve_patches
+        )(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = self._convolve(4096, (1, 1), "VALID", "fc7")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return self._fuse_scores(x, features, images.shape[1:3]), features
+
+    def _convolve(
+        self, channels, size, padding, name, **options
+    ) -> Callable[[Array], Array]:
+        convolution = nn.Conv(
+            int(channels * self.width),
+            size,
+            padding=padding,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            name=name,
+            **options,
+        )
+        return lambda x: nn.relu(convolution(x))
+
+    def _fuse_scores(self, x, features, shape):
+        """Upsamples by 2, 2 and 8, adding the scores of pool4 and pool3 on the way.
+
+        The crops follow from where cells lie in the image: cell i of pool l is
+        centred on pixel 2^l (i + 1/2) - 1/2 - feature_offset, and output j of a
+        transposed convolution of stride s and size 2s on input (j - s + 1/2) / s.
+        """
+        offsets = (5, 9, 31) if self.padding == "published" else (1, 1, 4)
+
+        def score(x, name):
+            scores = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name=name)(x)
+            return nn.relu(scores) if self.relu_scores else scores
+
+        def upsample(x, stride, name):
+            return _Upsampling(stride, dtype=self.dtype, name=name)(x)
+
+        x = upsample(score(x, "score_fr"), 2, "score2")
+        for offset, pool, stride, name in (
+            (offsets[0], "pool4", 2, "score4"),
+            (offsets[1], "pool3", 8, "upsample"),
+        ):
+            skip = score(features[pool], f"score_{pool}")
+            if self.padding == "published":
+                skip = _crop(skip, offset, x.shape[1:3])
+            else:
+                x = _crop(x, offset, skip.shape[1:3])
+            x = upsample(x + skip, stride, name)
+        return _crop(x, offsets[2], shape).astype(jnp.float32)

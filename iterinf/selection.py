@@ -1,0 +1,160 @@
+"""Step size and number of iterations, chosen on the validation split."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from tqdm import tqdm
+
+from iterinf.inference import sweep
+from iterinf.metrics import confusion_matrix
+from iterinf.objectives import Variables, pad_split, propose, to_unit_range
+
+
+class Counts(NamedTuple):
+    """Confusion matrices [truth, prediction] of every image."""
+
+    initial: Int[np.ndarray, "n k k"]  # of the segmenter's y
+    refined: Int[np.ndarray, "n s t k k"]  # after t + 1 steps of every step size
+
+
+class Selection(NamedTuple):
+    """A choice made on validation."""
+
+    step_size: float
+    num_iterations: int
+    mean_iou: float  # there, a fraction
+
+
+def select(
+    mean_iou: Float[np.ndarray, "s t"], step_sizes: Sequence[float]
+) -> Selection:
+    """Chooses the pair with the highest mean IoU; of equals, fewer iterations.
+
+    Args:
+      mean_iou: on validation, after t + 1 iterations; fractions.
+      step_sizes: s of them.
+
+    Returns:
+      The choice; iteration 0, the segmenter itself, is never chosen.
+    """
+    iteration, s = np.unravel_index(np.argmax(mean_iou.T), mean_iou.T.shape)
+    return Selection(
+        float(step_sizes[s]), int(iteration) + 1, float(mean_iou[s, iteration])
+    )
+
+
+def count_refinements(
+    segmenter: nn.Module,
+    refiner: nn.Module,
+    segmenter_variables: Variables,
+    refiner_variables: Variables,
+    images: UInt8[np.ndarray, "n h w 3"],
+    labels: UInt8[np.ndarray, "n h w"],
+    *,
+    step_sizes: Sequence[float],
+    num_iterations: int,
+    num_classes: int,
+    batch_size: int,
+    title: str = "",
+) -> Counts:
+    """Refines every image with every step size; counts after every iteration.
+
+    One compiled call: batches by `lax.map`, iterations by `lax.scan`, step sizes by
+    `vmap`, confusion matrices on the device. h's share is computed once an image.
+
+    Args:
+      segmenter: proposes y and h.
+      refiner: reconstructs.
+      segmenter_variables: of the segmenter.
+      refiner_variables: of the refiner.
+      images: a whole split.
+      labels: k and above are void.
+      step_sizes: s of them.
+      num_iterations: t.
+      num_classes: k.
+      batch_size: images at a time; memory grows with batch_size * s.
+      title: of the progress bar; empty for none.
+
+    Returns:
+      Integer counts of every image.
+    """
+    num_images = len(images)
+    images, labels = pad_split(images, labels, batch_size, void=num_classes)
+    shape = (-1, batch_size)
+    batches = (
+        images.reshape(*shape, *images.shape[1:]),
+        labels.reshape(*shape, *labels.shape[1:]),
+    )
+    with tqdm(
+        desc=title,
+        total=len(batches[0]),
+        unit="batch",
+        disable=not title,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    ) as bar:
+        initial, refined = _count_batches(
+            segmenter,
+            refiner,
+            num_iterations,
+            num_classes,
+            bar.update if title else None,
+            {"segmenter": segmenter_variables, "refiner": refiner_variables},
+            batches,
+            jnp.asarray(step_sizes, jnp.float32),
+        )
+        initial, refined = jax.device_get((initial, refined))
+        jax.effects_barrier()
+    k = num_classes
+    return Counts(
+        initial.reshape(-1, k, k)[:num_images],
+        refined.reshape(-1, len(step_sizes), num_iterations, k, k)[:num_images],
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _count_batches(
+    segmenter: nn.Module,
+    refiner: nn.Module,
+    num_iterations: int,
+    num_classes: int,
+    report: Any,
+    variables: dict[str, Variables],
+    batches: tuple[Array, Array],
+    step_sizes: Float[Array, " s"],
+) -> tuple[Int[Array, "n b k k"], Int[Array, "n b s t k k"]]:
+    def count_batch(batch):
+        images, labels = batch
+        candidate = propose(segmenter, variables["segmenter"], to_unit_range(images))
+        condition = refiner.apply(
+            variables["refiner"], candidate, method=refiner.condition
+        )
+
+        def reconstruct(y):
+            return refiner.apply(
+                variables["refiner"], y, condition, method=refiner.reconstruct
+            )
+
+        count_image = partial(confusion_matrix, num_classes=num_classes)
+
+        def observe(y):
+            return jax.vmap(count_image)(labels, jnp.argmax(y, axis=-1))
+
+        refined = sweep(
+            reconstruct,
+            candidate.y,
+            step_sizes=step_sizes,
+            num_iterations=num_iterations,
+            observe=observe,
+        )
+        if report is not None:
+            jax.debug.callback(lambda _: report(), refined[0, 0, 0, 0, 0])
+        return observe(candidate.y), jnp.moveaxis(refined, 2, 0)
+
+    return jax.lax.map(count_batch, batches)

@@ -1,0 +1,306 @@
+"""One training loop for segmenters and refiners."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+from tqdm import tqdm
+
+from iterinf.checkpoints import Checkpoints, Progress
+from iterinf.errors import UserError
+from iterinf.losses import LossSum
+from iterinf.types import Batch
+
+Params = PyTree[Float[Array, "..."]]
+LossFunction = Callable[[Params, Any, Batch, Key[Array, ""]], LossSum]
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step."""
+
+    step: Int[Array, ""]  # optimizer steps taken = batches read
+    params: Params
+    opt_state: optax.OptState
+    key: Key[Array, ""]  # constant; a step's randomness is fold_in(key, step)
+    sums: LossSum  # over the epoch so far
+    first_bad_step: Int[Array, ""]  # step of the first non-finite loss, or -1
+
+
+class Schedule(NamedTuple):
+    """How long to train, and on what to stop."""
+
+    num_epochs: int
+    steps_per_epoch: int
+    patience: int  # epochs without a better monitored value
+    monitor: str  # name of the validation metric
+    maximize: bool  # whether larger is better
+
+
+def create_optimizer(
+    name: str,
+    *,
+    learning_rate: float,
+    decay: float,
+    steps_per_epoch: int,
+    weight_decay: float = 0.0,
+    **options: Any,
+) -> optax.GradientTransformation:
+    """Creates an optimizer of optax with a rate that falls once an epoch.
+
+    rate = learning_rate * decay^epoch;  2 * weight_decay * w is added to the gradient
+    of convolution kernels and normalisation scales, the gradient of
+    weight_decay * sum(w^2), before the optimizer sees it.
+
+    Args:
+      name: any optimizer of optax that takes a learning rate, e.g. "rmsprop".
+      learning_rate: in the first epoch.
+      decay: factor an epoch.
+      steps_per_epoch: optimizer steps in an epoch.
+      weight_decay: coefficient of the squared norm.
+      **options: passed on, e.g. decay rates and eps.
+
+    Raises:
+      UserError: unknown name or option.
+
+    Source: paper, section 4.4.
+    """
+    rate = optax.exponential_decay(
+        learning_rate, steps_per_epoch, decay, staircase=True
+    )
+    try:
+        optimizer = getattr(optax, name)(rate, **options)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"optimizer {name!r} of optax: {error}") from error
+    if weight_decay:
+        penalty = optax.add_decayed_weights(2 * weight_decay, mask=_mask_weights)
+        optimizer = optax.chain(penalty, optimizer)
+    return optimizer
+
+
+def _mask_weights(params: Params) -> PyTree[bool]:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key in ("kernel", "scale"), params
+    )
+
+
+def create_train_state(
+    params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=key,
+        sums=LossSum(jnp.zeros(()), jnp.zeros(())),
+        first_bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def make_train_step(
+    compute_loss: LossFunction, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Any, Batch], TrainState]:
+    """Makes the pure step (state, frozen, batch) -> state.
+
+    Args:
+      compute_loss: (params, frozen, batch, key) -> summed loss over labelled pixels;
+        its mean is minimised.
+      optimizer: turns gradients into updates.
+
+    Returns:
+      The step, to be jitted; `frozen` are variables that the loss reads and nobody
+      trains (the segmenter's, when a refiner is trained).
+    """
+
+    def train_step(state: TrainState, frozen: Any, batch: Batch) -> TrainState:
+        key = jax.random.fold_in(state.key, state.step)
+
+        def compute_mean(params):
+            sums = compute_loss(params, frozen, batch, key)
+            return sums.mean, sums
+
+        gradients, sums = jax.grad(compute_mean, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        bad = (state.first_bad_step < 0) & ~jnp.isfinite(sums.total)
+        return TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            key=state.key,
+            sums=jax.tree.map(jnp.add, state.sums, sums),
+            first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+        )
+
+    return train_step
+
+
+class Interruption:
+    """Whether SIGTERM has come; a context that listens for it."""
+
+    def __enter__(self) -> "Interruption":
+        """Starts to listen (in the main thread alone, as Python allows)."""
+        self.requested = False
+        self._previous: Any = None
+        with contextlib.suppress(ValueError):
+            self._previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def _request(self, *_: Any) -> None:
+        self.requested = True
+
+    def __exit__(self, *_: Any) -> None:
+        """Gives the signal back."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+class MetricsLog:
+    """metrics.jsonl: a line an epoch, each a JSON object with its `epoch`."""
+
+    def __init__(self, path: pathlib.Path, *, keep_until: int):
+        """Opens the log, dropping epochs after `keep_until`: they will run again."""
+        self._path = path
+        if path.exists():
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            kept = [record for record in records if record["epoch"] <= keep_until]
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def write(self, record: dict[str, float]) -> None:
+        """Appends a line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def fit(
+    state: TrainState,
+    train_step: Callable[[TrainState, Any, Batch], TrainState],
+    evaluate: Callable[[Params], dict[str, float]],
+    make_batches: Callable[[int], Iterator[Batch]],
+    folder: pathlib.Path,
+    schedule: Schedule,
+    *,
+    frozen: Any = None,
+    title: str,
+) -> Params:
+    """Trains until the epochs or the patience are used up; goes on where it was.
+
+    Args:
+      state: before the first step; a checkpoint in `folder` replaces it.
+      train_step: from `make_train_step`; jitted here, its state donated.
+      evaluate: params -> validation metrics, `schedule.monitor` among them.
+      make_batches: n -> the training batches from the n-th on.
+      folder: holds checkpoints/ and metrics.jsonl.
+      schedule: when to stop.
+      frozen: handed to `train_step`.
+      title: of the progress bar.
+
+    Returns:
+      The parameters that did best on the monitored metric.
+
+    Raises:
+      UserError: non-finite loss, with the step it came from; failed write; the
+        checkpoint of another model.
+      SystemExit: with status 0, after SIGTERM, when everything is saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints", maximize=schedule.maximize)
+    progress = Progress()
+    if checkpoints.latest_step is not None:
+        state, progress = _restore(checkpoints, state)
+    log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
+    step_compiled = jax.jit(train_step, donate_argnums=0)
+    batches = make_batches(int(state.step))
+    with Interruption() as interruption, _open_bar(title, schedule, state) as bar:
+        while not progress.finished:
+            started = time.monotonic()
+            state = jax.tree.map(jnp.copy, state)  # what is being saved is not donated
+            for _ in range(int(state.step), _end_of_epoch(progress, schedule)):
+                state = step_compiled(state, frozen, next(batches))
+                bar.update()
+                if interruption.requested:
+                    _save_and_exit(checkpoints, state, progress)
+            loss = _check_finite(state)
+            metrics = {"train/loss": loss, **evaluate(state.params)}
+            value = metrics[schedule.monitor]
+            progress = _advance(progress, value, schedule)
+            seconds = round(time.monotonic() - started, 2)
+            log.write({"epoch": progress.epoch, **metrics, "seconds": seconds})
+            bar.set_postfix({schedule.monitor: f"{value:.4f}"}, refresh=False)
+            state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+            _save(checkpoints, state, progress, value)
+            if interruption.requested:
+                _save_and_exit(checkpoints, state, progress)
+    params = checkpoints.restore_best({"params": state.params})["params"]
+    checkpoints.close()
+    return params
+
+
+def _open_bar(title: str, schedule: Schedule, state: TrainState) -> tqdm:
+    return tqdm(
+        desc=title,
+        total=schedule.num_epochs * schedule.steps_per_epoch,
+        initial=int(state.step),
+        unit="step",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+
+
+def _end_of_epoch(progress: Progress, schedule: Schedule) -> int:
+    return (progress.epoch + 1) * schedule.steps_per_epoch
+
+
+def _check_finite(state: TrainState) -> float:
+    bad_step = int(state.first_bad_step)
+    if bad_step >= 0:
+        raise UserError(
+            f"the loss is not finite at step {bad_step}; the last good checkpoint is "
+            "kept: lower the learning rate and start a new workdir"
+        )
+    return float(state.sums.mean)
+
+
+def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
+    """The progress after an epoch that ended with `value`."""
+    epoch, best = progress.epoch + 1, progress.best_value
+    better = best is None or (value > best if schedule.maximize else value < best)
+    if better:
+        progress = progress._replace(best_value=value, best_epoch=epoch)
+    waited = epoch - progress.best_epoch
+    finished = epoch >= schedule.num_epochs or waited >= schedule.patience
+    return progress._replace(epoch=epoch, finished=finished)
+
+
+def _save(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    progress: Progress,
+    value: float | None,
+) -> None:
+    train = {"rest": state._replace(params=None)}
+    checkpoints.save(int(state.step), {"params": state.params}, train, progress, value)
+
+
+def _save_and_exit(
+    checkpoints: Checkpoints, state: TrainState, progress: Progress
+) -> None:
+    _save(checkpoints, state, progress, None)
+    checkpoints.close()
+    print(f"SIGTERM: saved at step {int(state.step)}; start again to go on")
+    raise SystemExit(0)
+
+
+def _restore(
+    checkpoints: Checkpoints, state: TrainState
+) -> tuple[TrainState, Progress]:
+    train = {"rest": state._replace(params=None)}
+    model, train, progress = checkpoints.restore_latest({"params": state.params}, train)
+    return train["rest"]._replace(params=model["params"]), progress

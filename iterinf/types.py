@@ -1,0 +1,27 @@
+"""The records that travel between modules. Axes: b h w c, k classes."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+
+class Batch(NamedTuple):
+    """Images with their label maps."""
+
+    image: Float[Array, "b h w 3"]  # RGB in [0, 1]
+    label: Int[Array, "b h w"]  # 0..k-1; k and above: void, never counted
+
+
+class Candidate(NamedTuple):
+    """What a segmenter proposes for a batch: the input of every refiner (Eq. 3)."""
+
+    y: Float[Array, "b h w k"]  # class probabilities, sum to one over k
+    features: dict[str, Float[Array, "b _ _ _"]]  # h by name: input, pool1..pool5
+    image: Float[Array, "b h w 3"]  # RGB in [0, 1]
+
+
+class Refinement(NamedTuple):
+    """The end of the loop of Eq. 6."""
+
+    y: Float[Array, "b h w k"]  # y after the last update
+    observations: PyTree[Shaped[Array, "t ..."]]  # observe(y) after each update

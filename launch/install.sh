@@ -1,0 +1,57 @@
+# Sourced by the other scripts, with the extras wanted as `extras` ("" or "[test]").
+# Installs this checkout into the active environment, else into .venv, and sets
+# `python` to the interpreter there. Does nothing where that is already done.
+
+fail() {
+  echo "iterinf: $1" >&2
+  exit 1
+}
+
+is_recent() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+create_venv() {
+  local candidate recent=
+  for candidate in python3.11 python3.12 python3.13 python3; do
+    is_recent "$candidate" || continue
+    recent=$candidate
+    "$candidate" -c 'import ensurepip, venv' 2>/dev/null || continue
+    "$candidate" -m venv --clear .venv || fail "$candidate could not create .venv."
+    return
+  done
+  [[ -z $recent ]] || fail "$recent has no venv module: install it (on Debian and \
+Ubuntu the package python3-venv), or activate an environment."
+  fail "no Python 3.11 or newer was found: install one, or activate an environment \
+that has it."
+}
+
+environment=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+if [[ -n $environment ]]; then
+  python=$environment/bin/python
+  is_recent "$python" || fail "the active environment $environment has no Python 3.11 \
+or newer: activate another, or deactivate it and a .venv will be made."
+else
+  environment=$PWD/.venv
+  python=$environment/bin/python
+fi
+
+stamp=$environment/iterinf$extras.stamp
+wanted="$PWD $(cat setup.cfg pyproject.toml requirements.txt | cksum)"
+if [[ ! -x $python || $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
+  echo "Installing iterinf into $environment (a few minutes, once) ..."
+  if [[ $environment == "$PWD/.venv" ]]; then
+    is_recent "$python" && "$python" -m pip --version >/dev/null 2>&1 || create_venv
+  fi
+  "$python" -m pip --version >/dev/null 2>&1 ||
+    fail "$environment has no pip: install it there, or deactivate the environment."
+  # The pins are for Python 3.11; elsewhere the bounds of setup.cfg must do.
+  constraints=()
+  if "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+    constraints=(-c requirements.txt)
+  fi
+  "$python" -m pip install --quiet --no-input --disable-pip-version-check \
+    ${constraints[@]+"${constraints[@]}"} -e ".$extras" ||
+    fail "pip could not install the packages: the reason stands above."
+  echo "$wanted" >"$stamp"
+fi

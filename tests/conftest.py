@@ -1,0 +1,20 @@
+"""What every test runs under: one CPU, strict shapes, a seeded generator."""
+
+import jax
+import numpy as np
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets up JAX before any test module is imported."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if hasattr(config, "cache"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator that starts anew, with the same seed, in every test."""
+    return np.random.default_rng(0)
