@@ -1,8 +1,9 @@
 """Orbax in one place: what a training run keeps on disk."""
 
+import contextlib
 import errno
-import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class Checkpoints:
 
     Each holds two items: `model` (parameters alone, all that inference needs) and
     `train` (optimizer state, step = position in the data, random key, running sums),
-    beside a small JSON `progress`. Writing goes on in the background; a write cut
+    beside two small JSON items, `progress` and the `shapes` of the model's arrays. Writing goes on in the background; a write cut
     off by a kill leaves the checkpoint before it untouched.
 
     Attributes:
@@ -38,7 +39,6 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, *, maximize: bool):
         """Opens `folder`, creating it if need be."""
-        logging.getLogger("absl").setLevel(logging.WARNING)
         self.folder = folder
         self.maximize = maximize
         self._manager = ocp.CheckpointManager(
@@ -95,6 +95,7 @@ class Checkpoints:
                     model=ocp.args.StandardSave(model),
                     train=ocp.args.StandardSave(train),
                     progress=ocp.args.JsonSave(progress._asdict()),
+                    shapes=ocp.args.JsonSave(_list_shapes(model)),
                 ),
                 metrics={_METRIC: score},
             )
@@ -111,11 +112,14 @@ class Checkpoints:
           UserError: if it holds another model.
         """
         step = self._manager.latest_step()
-        restored = self._restore(
+        self._check_shapes(step, model)
+        restored = self._manager.restore(
             step,
-            model=ocp.args.StandardRestore(_describe(model)),
-            train=ocp.args.StandardRestore(_describe(train)),
-            progress=ocp.args.JsonRestore(),
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(_describe(model)),
+                train=ocp.args.StandardRestore(_describe(train)),
+                progress=ocp.args.JsonRestore(),
+            ),
         )
         return restored["model"], restored["train"], Progress(**restored["progress"])
 
@@ -125,49 +129,48 @@ class Checkpoints:
         Raises:
           UserError: if there is none, or it is another model.
         """
+        self.wait()
         step = self._manager.best_step()
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint here; train first")
+        self._check_shapes(step, model)
         item = ocp.args.StandardRestore(_describe(model))
-        return self._restore(step, model=item)["model"]
+        return self._manager.restore(step, args=ocp.args.Composite(model=item))["model"]
 
-    def _restore(self, step: int | None, **items: Any) -> Any:
-        self._check_shapes(step, items["model"].item)
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
-
-    def _check_shapes(self, step: int | None, wanted: Any) -> None:
+    def _check_shapes(self, step: int | None, model: Any) -> None:
         """Names the first array by which the checkpoint is another model's."""
-        found = self._manager.item_metadata(step)["model"]
-        shapes = _list_shapes(getattr(found, "tree", found))
-        for path, shape in _list_shapes(wanted).items():
-            if shapes.get(path) != shape:
+        item = ocp.args.Composite(shapes=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=item)["shapes"]
+        wanted = _list_shapes(model)
+        for path in sorted(found.keys() | wanted.keys()):
+            there, here = found.get(path, "missing"), wanted.get(path, "missing")
+            if there != here:
                 raise UserError(
-                    f"{self.folder}: checkpoint of another model: {path} is "
-                    f"{shapes.get(path, 'missing')} there and {shape} here"
+                    f"{self.folder}: checkpoint of another model: {path} is {there} "
+                    f"there and {here} here"
                 )
 
-    def close(self) -> None:
-        """Waits for the last write and lets the folder go."""
-        self.wait()
+    def __enter__(self) -> "Checkpoints":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Waits for the last write and lets the folder go; keeps an earlier error."""
+        with contextlib.suppress(*([UserError] if error else [])):
+            self.wait()
         self._manager.close()
 
 
-class _explain_write_errors:  # noqa: N801 (a context manager, used as a verb)
+@contextlib.contextmanager
+def _explain_write_errors(folder: pathlib.Path) -> Iterator[None]:
     """Turns a failed write into one sentence."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if not isinstance(error, Exception) or isinstance(error, UserError):
-            return
+    try:
+        yield
+    except Exception as error:
         reason = "the disk is full" if _is_disk_full(error) else str(error)
         raise UserError(
-            f"{self.folder}: cannot write the checkpoint: {reason}; the one before it "
-            "is kept, and the same command goes on from there"
+            f"{folder}: cannot write the checkpoint: {reason}; the one before it is "
+            "kept, and the same command goes on from there"
         ) from error
 
 
@@ -192,9 +195,9 @@ def _describe(tree: Any) -> Any:
     )
 
 
-def _list_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _list_shapes(tree: Any) -> dict[str, list[int]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        "/".join(str(getattr(key, "key", key)) for key in path): tuple(leaf.shape)
+        "/".join(str(getattr(key, "key", key)) for key in path): list(leaf.shape)
         for path, leaf in leaves
     }

@@ -149,7 +149,9 @@ def make_validation(
 
     def validate(params: Params) -> dict[str, float]:
         parts = [
-            count(params, frozen, images[i : i + batch_size], labels[i : i + batch_size])
+            count(
+                params, frozen, images[i : i + batch_size], labels[i : i + batch_size]
+            )
             for i in range(0, len(images), batch_size)
         ]
         loss, confusion = jax.tree.map(lambda *x: sum(x), *parts)

@@ -6,7 +6,8 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -49,24 +50,24 @@ def create_optimizer(
     name: str,
     *,
     learning_rate: float,
-    decay: float,
+    decay_per_epoch: float,
     steps_per_epoch: int,
     weight_decay: float = 0.0,
-    **options: Any,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
     """Creates an optimizer of optax with a rate that falls once an epoch.
 
-    rate = learning_rate * decay^epoch;  2 * weight_decay * w is added to the gradient
-    of convolution kernels and normalisation scales, the gradient of
-    weight_decay * sum(w^2), before the optimizer sees it.
+    rate = learning_rate * decay_per_epoch^epoch. The gradient of
+    weight_decay * sum(w^2) over convolution kernels and normalisation scales,
+    2 * weight_decay * w, is added before the optimizer sees it.
 
     Args:
       name: any optimizer of optax that takes a learning rate, e.g. "rmsprop".
       learning_rate: in the first epoch.
-      decay: factor an epoch.
+      decay_per_epoch: factor an epoch.
       steps_per_epoch: optimizer steps in an epoch.
       weight_decay: coefficient of the squared norm.
-      **options: passed on, e.g. decay rates and eps.
+      options: passed on, e.g. decay rates and eps.
 
     Raises:
       UserError: unknown name or option.
@@ -74,7 +75,7 @@ def create_optimizer(
     Source: paper, section 4.4.
     """
     rate = optax.exponential_decay(
-        learning_rate, steps_per_epoch, decay, staircase=True
+        learning_rate, steps_per_epoch, decay_per_epoch, staircase=True
     )
     try:
         optimizer = getattr(optax, name)(rate, **options)
@@ -170,9 +171,9 @@ class MetricsLog:
         """Opens the log, dropping epochs after `keep_until`: they will run again."""
         self._path = path
         if path.exists():
-            records = [json.loads(line) for line in path.read_text().splitlines()]
-            kept = [record for record in records if record["epoch"] <= keep_until]
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            lines = path.read_text().split("\n")[:-1]  # a torn last line has no end
+            kept = [line for line in lines if json.loads(line)["epoch"] <= keep_until]
+            path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, record: dict[str, float]) -> None:
         """Appends a line."""
@@ -212,14 +213,17 @@ def fit(
       SystemExit: with status 0, after SIGTERM, when everything is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", maximize=schedule.maximize)
-    progress = Progress()
-    if checkpoints.latest_step is not None:
-        state, progress = _restore(checkpoints, state)
-    log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
-    step_compiled = jax.jit(train_step, donate_argnums=0)
-    batches = make_batches(int(state.step))
-    with Interruption() as interruption, _open_bar(title, schedule, state) as bar:
+    with (
+        Checkpoints(folder / "checkpoints", maximize=schedule.maximize) as checkpoints,
+        Interruption() as interruption,
+    ):
+        progress = Progress()
+        if checkpoints.latest_step is not None:
+            state, progress = _restore(checkpoints, state)
+        log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
+        step_compiled = jax.jit(train_step, donate_argnums=0)
+        batches = make_batches(int(state.step))
+        bar = _open_bar(title, schedule, state, hidden=progress.finished)
         while not progress.finished:
             started = time.monotonic()
             state = jax.tree.map(jnp.copy, state)  # what is being saved is not donated
@@ -239,17 +243,19 @@ def fit(
             _save(checkpoints, state, progress, value)
             if interruption.requested:
                 _save_and_exit(checkpoints, state, progress)
-    params = checkpoints.restore_best({"params": state.params})["params"]
-    checkpoints.close()
-    return params
+        bar.close()
+        return checkpoints.restore_best({"params": state.params})["params"]
 
 
-def _open_bar(title: str, schedule: Schedule, state: TrainState) -> tqdm:
+def _open_bar(
+    title: str, schedule: Schedule, state: TrainState, *, hidden: bool
+) -> tqdm:
     return tqdm(
         desc=title,
         total=schedule.num_epochs * schedule.steps_per_epoch,
         initial=int(state.step),
         unit="step",
+        disable=hidden,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
 
@@ -293,7 +299,7 @@ def _save_and_exit(
     checkpoints: Checkpoints, state: TrainState, progress: Progress
 ) -> None:
     _save(checkpoints, state, progress, None)
-    checkpoints.close()
+    checkpoints.wait()
     print(f"SIGTERM: saved at step {int(state.step)}; start again to go on")
     raise SystemExit(0)
 

@@ -74,6 +74,7 @@ def denoise(mixture: Mixture, sigma: float, y: Point) -> Point:
     return jax.nn.softmax(_compute_log_joint(smoothed, y)) @ expected
 
 
+@partial(jax.jit, static_argnames="count")
 def sample(mixture: Mixture, key: Key[Array, ""], count: int) -> Float[Array, "n 2"]:
     """Draws points."""
     key_component, key_point = jax.random.split(key)
@@ -85,6 +86,7 @@ def sample(mixture: Mixture, key: Key[Array, ""], count: int) -> Float[Array, "n
     )
 
 
+@jax.jit
 def find_modes(mixture: Mixture) -> Float[Array, "m 2"]:
     """Where Newton's method on the log density leads from each mean.
 
@@ -100,6 +102,7 @@ def find_modes(mixture: Mixture) -> Float[Array, "m 2"]:
     return jax.vmap(lambda mean: jax.lax.fori_loop(0, 20, update, mean))(mixture.means)
 
 
+@jax.jit
 def compute_score(mixture: Mixture, y: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
     """The gradient of the log density at points."""
     return jax.vmap(jax.grad(partial(compute_log_density, mixture)))(y)
@@ -158,7 +161,7 @@ def compute_cosine(a: Points, b: Points) -> Float[Array, "*n"]:
 
 
 def _compute_log_joint(mixture: Mixture, y: Point) -> Float[Array, " m"]:
-    """log p(m) + log p(y | m)."""
+    """The logarithm of p(m) p(y | m)."""
     log_likelihoods = jax.vmap(multivariate_normal.logpdf, (None, 0, 0))(
         y, mixture.means, mixture.covariances
     )

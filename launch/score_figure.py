@@ -38,12 +38,12 @@ def main() -> None:
     """Draws the optimal denoiser beside one that was trained."""
     mixture = create_mixture()
     smoothed = smooth(mixture, SIGMA)
-    optimal = jax.vmap(partial(denoise, mixture, SIGMA))
+    optimal = jax.jit(jax.vmap(partial(denoise, mixture, SIGMA)))
     learned = train_denoiser(mixture, SIGMA, jax.random.key(0))
     y = sample(smoothed, jax.random.key(1), 10_000)
     cosine = compute_cosine(learned(y) - y, compute_score(smoothed, y)).mean()
 
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure = Figure(figsize=(10, 5.7), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     draw_field(left, smoothed, optimal)
     left.set_title(r"Optimal denoiser: $r(y) - y = \sigma^2\,\nabla \log p_\sigma(y)$")
@@ -52,7 +52,7 @@ def main() -> None:
     left.set_ylabel("$y_2$")
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(OUTPUT, dpi=110)
+    figure.savefig(OUTPUT, dpi=100)
     print(f"wrote {OUTPUT}; mean cosine {cosine:.3f}")
 
 
@@ -75,12 +75,13 @@ def draw_field(
         angles="xy",
         color="0.45",
         width=0.003,
-        label="$r(y) - y$",
     )
     trajectories = trace(reconstruct)
-    axes.plot(*trajectories.T, color="tab:orange", linewidth=1.3, alpha=0.9)
-    axes.plot([], [], color="tab:orange", label="Eq. 6")
+    axes.plot(*np.moveaxis(trajectories, -1, 0), color="tab:orange", linewidth=1.5)
     axes.plot(*trajectories[0].T, "o", color="tab:orange", markersize=4, label="start")
+    arrow = {"marker": r"$\rightarrow$", "markersize": 14, "linestyle": "none"}
+    axes.plot([], [], color="0.45", label="$r(y) - y$", **arrow)
+    axes.plot([], [], color="tab:orange", label="path of Eq. 6")
     axes.plot(
         *find_modes(smoothed).T,
         "*",
@@ -93,7 +94,7 @@ def draw_field(
 
 def trace(reconstruct: Callable[[Points], Points]) -> Float[np.ndarray, "t n 2"]:
     """The paths of Eq. 6, starts included, from points uniform in the unit square."""
-    starts = jax.random.uniform(jax.random.key(5), (NUM_TRAJECTORIES, 2))
+    starts = jax.random.uniform(jax.random.key(2), (NUM_TRAJECTORIES, 2))
     refinement = refine(
         lambda y: reconstruct(y[:, 0, 0])[:, None, None],
         starts[:, None, None],

@@ -9,7 +9,8 @@ import pytest
 
 from iterinf.errors import UserError
 from iterinf.evaluation import Row
-from iterinf.report.table import format_console_table, write_atomically, write_table
+from iterinf.files import write_atomically
+from iterinf.report.table import format_console_table, write_table
 
 CLASSES = ("sky", "fence")
 PROVENANCE = {

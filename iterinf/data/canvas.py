@@ -26,6 +26,7 @@ FADED_SHARE = 0.4  # share of the picture, roughly, where objects fade at all
 TEXTURE = 0.8  # factor on every surface's texture
 COLOR_SPREAD = 0.09  # half width of a colour's variation around its palette entry
 
+Number = int | float  # beartype alone would not let an int be a float
 Palette = list[tuple[float, float, float]]  # RGB in [0, 1]
 Window = tuple[slice, slice]
 WHOLE = (slice(None), slice(None))
@@ -79,7 +80,7 @@ class Canvas:
         fade = (self.noise(4) - 0.8 + 0.6 * FADED_SHARE) * 4
         self.opacity = 1 - FADING * np.clip(fade, 0, 1)
 
-    def noise(self, cell: float) -> Float[np.ndarray, "h w"]:
+    def noise(self, cell: Number) -> Float[np.ndarray, "h w"]:
         """Bilinear noise in [0, 1], a new random value every `cell` units."""
         rows, columns = (
             self.rows / (cell * self.unit),
@@ -91,7 +92,7 @@ class Canvas:
         bands = lattice[top] + down * (lattice[top + 1] - lattice[top])
         return bands[:, left] + right * (bands[:, left + 1] - bands[:, left])
 
-    def uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: Number, high: Number) -> float:
         """One number in [low, high)."""
         return low + (high - low) * self.rng.random()
 
@@ -99,7 +100,7 @@ class Canvas:
         """One whole number from low to high, both included."""
         return low + int(self.rng.random() * (high - low + 1))
 
-    def chance(self, probability: float) -> bool:
+    def chance(self, probability: Number) -> bool:
         """True with this probability."""
         return self.rng.random() < probability
 
@@ -110,7 +111,7 @@ class Canvas:
         tint = 0.4 * (2 * random[:3] - 1) + 0.6 * (2 * random[3] - 1)
         return (entries.T + COLOR_SPREAD * tint)[:, None]
 
-    def plane(self, left: float, right: float, columns: slice = slice(None)) -> Plane:
+    def plane(self, left: Number, right: Number, columns: slice = slice(None)) -> Plane:
         """The planes `left` and `right` metres beside the camera, in some columns."""
         offset = self.columns[:, columns] - self.camera.vanishing
         side = offset > 0
@@ -125,7 +126,7 @@ class Canvas:
         color: Float[np.ndarray, "3 #bh #bw"],
         class_id: int | None = None,
         *,
-        texture: float = 0.08,
+        texture: Number = 0.08,
         fades: bool = False,
         window: Window = WHOLE,
     ) -> None:
@@ -162,10 +163,10 @@ class Sprite:
         self,
         canvas: Canvas,
         class_id: int,
-        x: float,
+        x: Number,
         scale: float,
-        half_width: float,
-        height: float,
+        half_width: Number,
+        height: Number,
     ) -> None:
         """Stands an object of at most this size `x` metres beside the camera."""
         foot = canvas.camera.horizon + CAMERA_HEIGHT * scale
@@ -183,7 +184,7 @@ class Sprite:
         self.pixel = 1 / scale  # metres
 
     def bar(
-        self, x: float, width: float, low: float, high: float, lean: float = 0.0
+        self, x: Number, width: Number, low: Number, high: Number, lean: Number = 0.0
     ) -> Bool[np.ndarray, "bh bw"]:
         """An upright bar around x, at least a pixel wide; `lean`: slope dx / dy."""
         half = max(width / 2, 0.51 * self.pixel)
@@ -191,7 +192,7 @@ class Sprite:
         return inside & (self.y >= low) & (self.y < max(high, low + self.pixel))
 
     def ellipse(
-        self, x: float, y: float, across: float, up: float
+        self, x: Number, y: Number, across: Number, up: Number
     ) -> Float[np.ndarray, "bh bw"]:
         """Squared distance from a centre, one at the radii `across` and `up`."""
         dx, dy = (self.x - x) / across, (self.y - y) / up
@@ -206,7 +207,7 @@ class Sprite:
         mask: Bool[np.ndarray, "bh bw"],
         color: Float[np.ndarray, "3 #bh #bw"],
         *,
-        texture: float = 0.08,
+        texture: Number = 0.08,
     ) -> None:
         """Paints and labels a mask of the window."""
         self.canvas.paint(

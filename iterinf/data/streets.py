@@ -31,8 +31,8 @@ from iterinf.errors import UserError
 
 SPLIT_STRIDE = 1_000_000  # split i has the scenes from i * SPLIT_STRIDE on
 _RANGES = {
-    "seed": (0, 2**63 - 1),
-    "index": (0, 2**63 - 1),
+    "seed": (0, 2**32 - 1),
+    "index": (0, 2**32 - 1),
     "height": (32, 4096),
     "width": (32, 4096),
     "num_train": (1, SPLIT_STRIDE),
@@ -67,8 +67,8 @@ def generate_scene(
     """Paints one street scene.
 
     Args:
-      seed: of the data set, 0 or more.
-      index: of the scene, 0 or more; each (seed, index) has its own random stream.
+      seed: of the data set, 0..2^32 - 1.
+      index: of the scene, 0..2^32 - 1; each (seed, index) has its own random stream.
       height: pixels, 32..4096.
       width: pixels, 32..4096.
 
@@ -76,7 +76,7 @@ def generate_scene(
       The RGB image and its labels 0..11; 11 is void.
 
     Raises:
-      UserError: if one of these is smaller, or no whole number.
+      UserError: if one of these is out of range.
     """
     _check_numbers(seed=seed, index=index, height=height, width=width)
     stream = np.random.SeedSequence([seed, index])
@@ -108,7 +108,7 @@ def load_streets(
     others. Bootstrap blocks are single scenes.
 
     Raises:
-      UserError: if a size is too small, the seed is negative, or a split is empty.
+      UserError: if an option is out of range.
     """
     _check_numbers(seed=seed, height=height, width=width)
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
@@ -124,11 +124,8 @@ def load_streets(
 def _check_numbers(**numbers: int) -> None:
     for key, value in numbers.items():
         least, most = _RANGES[key]
-        if not isinstance(value, int | np.integer) or not least <= value <= most:
-            raise UserError(
-                f"{key} of streets is {value!r}, expected a whole number in "
-                f"{least}..{most}"
-            )
+        if not least <= value <= most:
+            raise UserError(f"{key} of streets is {value}, expected {least}..{most}")
 
 
 def _open_split(

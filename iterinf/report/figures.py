@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from iterinf.report.table import write_atomically
+from iterinf.files import write_atomically
 
 UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
 # Green and red also differ in lightness, for those who do not tell them apart.

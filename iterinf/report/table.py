@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from iterinf.errors import UserError
 from iterinf.evaluation import Row
+from iterinf.files import write_atomically
 
 # How the names of the two control rows of a refiner end (after its own name).
 CONTROLS = {
@@ -99,42 +99,6 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
     for index, name in enumerate(classes):
         ious.append([name, *(_format_number(row.class_iou[index]) for row in rows)])
     return f"{_align(models, left=2)}\n\n{_align(ious, left=1)}"
-
-
-def write_atomically(contents: Mapping[Path, bytes]) -> None:
-    """Writes files so that each is there whole or as it was before.
-
-    All are written beside their places first and moved there when the last is on
-    disk: a full disk leaves every one of them untouched.
-
-    Raises:
-      UserError: naming the file and the reason, if writing fails.
-    """
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
-    path = Path()
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary[path], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            os.replace(temporary[path], path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; it is as before") from error
-    finally:
-        for leftover in temporary.values():
-            _remove(leftover)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file if it can be; one that stays is overwritten by the next run."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _make_record(row: Row, classes: Sequence[str]) -> dict[str, object]:

@@ -1,0 +1,120 @@
+"""Every key, with its default: the paper's settings for the DAE (section 4.4).
+
+Other files of this folder start from here and change a few keys. On the command line
+a key is changed by --config.key=value.
+"""
+
+from ml_collections import ConfigDict
+
+
+def create_training(**changes) -> ConfigDict:
+    """Keys of a training run, for segmenters and refiners alike."""
+    training = ConfigDict(
+        {
+            "batch_size": 10,
+            "crop_size": (224, 224),  # height, width; of training images only
+            "flip_probability": 0.5,
+            "jitter": 0.0,  # strength of random brightness, contrast, saturation, gamma
+            "num_epochs": 500,
+            "patience": 100,  # epochs without a better monitored value
+            "monitor": "validation/loss",  # or validation/mean_iou
+            "optimizer": {
+                "name": "rmsprop",  # any of optax
+                "learning_rate": 1e-3,
+                "decay_per_epoch": 0.99,
+                "weight_decay": 1e-4,  # of the squared norm of kernels
+                "options": {"decay": 0.9, "eps": 1e-6},  # the optimizer's own
+            },
+        }
+    )
+    training.update(changes)
+    return training
+
+
+def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
+    """Keys of a conditional denoising autoencoder."""
+    return ConfigDict(
+        {
+            "name": "dae",
+            "title": title,  # its row in the table
+            "model": {
+                "widths": (64, 128, 256, 512, 1024, 2048),
+                "features": ("pool4",),  # h: any of input, pool1..pool5
+                "decoder": "unpool",  # by switches, or "transposed"
+                "relu_decoder": True,
+                "skip_connections": False,
+                "start_as_identity": False,
+                "feature_dropout": 0.0,  # probability of dropping an image's h
+            },
+            "objective": {
+                "start": start,  # what is corrupted: "y" or "y_true" (Figure 1)
+                "sigma": sigma,  # of the Gaussian noise
+                "constraint": "none",  # after noise: "none", "clip" or "softmax"
+                "squared_error": 1.0,  # weight of Eq. 5's first term
+                "cross_entropy": 1.0,  # weight of its second term
+            },
+            "training": create_training(),
+        }
+    )
+
+
+def get_config() -> ConfigDict:
+    """All keys. Data: streets."""
+    config = ConfigDict()
+    config.seed = 0
+    config.dtype = "float32"  # of the computation; "bfloat16" on GPU and TPU
+    config.progress = True  # bars over the sweeps
+    config.loader = ConfigDict({"num_threads": 1})
+
+    config.dataset = ConfigDict({"name": "streets", "options": {}})
+
+    config.segmenter = ConfigDict(
+        {
+            "name": "fcn8",
+            "title": "FCN8",
+            "model": {
+                "width": 1.0,
+                "padding": "published",  # or "same"
+                "relu_scores": False,
+                "dropout": 0.5,
+                "input_mean": (0.0, 0.0, 0.0),
+                "input_std": (1.0, 1.0, 1.0),
+            },
+            "training": create_training(
+                num_epochs=750, patience=100, monitor="validation/mean_iou"
+            ),
+        }
+    )
+    config.segmenter.training.optimizer = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 1e-4,
+            "decay_per_epoch": 1.0,
+            "weight_decay": 0.0,
+            "options": {},
+        }
+    )
+
+    config.refiners = ("dae_ytrue", "dae_y")  # rows of the table, in this order
+    config.refiner = ConfigDict(
+        {
+            "dae_y": create_dae("DAE(y)", start="y", sigma=0.1),
+            "dae_ytrue": create_dae("DAE(y_true)", start="y_true", sigma=0.5),
+        }
+    )
+
+    config.selection = ConfigDict(
+        {
+            "step_sizes": (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
+            "num_iterations": 50,
+            # of the control that takes one step only
+            "damped_step_sizes": tuple(i / 10 for i in range(1, 11)),
+        }
+    )
+    config.evaluation = ConfigDict(
+        {
+            "batch_size": 4,  # images at a time, in validation, sweep and test
+            "num_resamples": 2000,  # of the bootstrap
+        }
+    )
+    return config

@@ -1,0 +1,91 @@
+"""Small result files: there whole, or not at all."""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iterinf.errors import UserError
+
+
+def write_atomically(contents: Mapping[Path, bytes]) -> None:
+    """Writes files so that each is there whole or as it was before.
+
+    All are written beside their places first and moved there when the last is on
+    disk: a full disk leaves every one of them untouched.
+
+    Raises:
+      UserError: naming the file and the reason, if writing fails.
+    """
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
+    path = Path()
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; it is as before") from error
+    finally:
+        for leftover in temporary.values():
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file if it can be; one that stays is overwritten by the next run."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object, atomically."""
+    write_atomically({path: (json.dumps(content, indent=2) + "\n").encode()})
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes an .npz, atomically; read it with `read_arrays`."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_atomically({path: content.getvalue()})
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads an .npz, without pickle."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of `folder`, creating it if need be.
+
+    Raises:
+      UserError: if another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is in use by another process; wait for it, or name another "
+                "workdir"
+            ) from error
+        yield

@@ -1,0 +1,65 @@
+"""Command line: flags only. What they mean is in configs/base.py and experiment.py."""
+
+import pathlib
+import shlex
+import signal
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from iterinf.errors import UserError
+from iterinf.experiment import MODES, run
+from iterinf.files import lock_folder
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/; --config.key=value overrides a key."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Holds the whole experiment; an interrupted one goes on from it."
+)
+_MODE = flags.DEFINE_enum("mode", "run", MODES, "All stages, or up to one of them.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"iterinf: no such config key: {error}")
+    except (flags.Error, OSError, TypeError, ValueError, ImportError) as error:
+        sys.exit(f"iterinf: {error}")
+
+
+def _run(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"iterinf: unexpected argument {argv[1]!r}; options start with --")
+    logging.set_verbosity(logging.ERROR)  # of Orbax and XLA; ours go by other ways
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
+    workdir = pathlib.Path(_WORKDIR.value)
+    try:
+        _keep_compiled_programs()
+        with lock_folder(workdir):
+            run(_CONFIG.value, workdir, _MODE.value, command)
+    except UserError as error:
+        sys.exit(f"iterinf: {error}")
+    except KeyboardInterrupt:
+        sys.exit("iterinf: interrupted; the same command goes on from the last epoch")
+
+
+def _keep_compiled_programs() -> None:
+    """Turns JAX's persistent compilation cache on, unless the user has placed it."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = pathlib.Path.home() / ".cache" / "iterinf" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def main() -> None:
+    """Entry point of `python -m iterinf.main` and of the command `iterinf`."""
+    app.run(_run, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+    main()

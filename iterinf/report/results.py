@@ -1,0 +1,146 @@
+"""results/: the table and the figures, made from what the stages left."""
+
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from iterinf.data.dataset import Dataset
+from iterinf.evaluation import Row, make_row
+from iterinf.files import read_arrays
+from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
+from iterinf.report.table import format_console_table, write_table
+
+_NUM_PICTURES = 3
+
+
+class RefinerResult(NamedTuple):
+    """What the stages left of one refiner."""
+
+    name: str
+    title: str  # as in the table, e.g. FCN8 + DAE(y)
+    step_size: float
+    num_iterations: int
+    damped_step_size: float
+    folder: pathlib.Path  # holds curve.npz, test.npz
+
+
+def make_rows(
+    title: str,
+    refiners: Sequence[RefinerResult],
+    blocks: Sequence[int],
+    num_resamples: int,
+) -> list[Row]:
+    """Makes the table: the plain network, then controls and result of each refiner."""
+    rows = []
+    for refiner in refiners:
+        test = read_arrays(refiner.folder / "test.npz")
+        for suffix, key, step_size, num_iterations in (
+            (", one reconstruction", "one_reconstruction", 1.0, 1),
+            (", one damped step", "damped_step", refiner.damped_step_size, 1),
+            ("", "refined", refiner.step_size, refiner.num_iterations),
+        ):
+            rows.append(
+                make_row(
+                    refiner.title + suffix,
+                    test[key],
+                    test["initial"],
+                    blocks,
+                    step_size=step_size,
+                    num_iterations=num_iterations,
+                    num_resamples=num_resamples,
+                )
+            )
+    plain = make_row(title, test["initial"], test["initial"], blocks)
+    return [plain, *rows]
+
+
+def write_results(
+    directory: pathlib.Path,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    refiners: Sequence[RefinerResult],
+    predict: Callable[[list[int]], dict[str, Int[np.ndarray, "n h w"]]],
+    provenance: dict[str, Any],
+) -> None:
+    """Writes table.{csv,json,md}, Figure 4 of each refiner, and Figure 3.
+
+    Args:
+      directory: where they go; figures under figures/.
+      dataset: classes, colours, and the test images of Figure 3.
+      rows: of the table.
+      refiners: what the stages left; Figure 3 shows the last one's changes.
+      predict: positions in the test split -> label maps by title, segmenter first.
+      provenance: printed under the table.
+    """
+    write_table(rows, dataset.classes, directory, provenance)
+    for refiner in refiners:
+        curve = read_arrays(refiner.folder / "curve.npz")
+        test = read_arrays(refiner.folder / "test.npz")
+        initial = np.full((len(curve["step_sizes"]), 1), curve["initial_mean_iou"])
+        plain = rows[0].mean_iou / 100
+        figure = plot_iterations(
+            np.concatenate([initial, curve["mean_iou"]], axis=1),
+            curve["step_sizes"].tolist(),
+            refiner.step_size,
+            refiner.num_iterations,
+            np.concatenate([[plain], test["mean_iou"]]),
+            title=refiner.title,
+        )
+        save_figure(figure, directory / "figures" / f"figure4_{refiner.name}.png")
+    shown = choose_pictures(refiners[-1])
+    images, labels = dataset.test.stack(shown)
+    figure = plot_segmentations(
+        images, labels, predict(shown), dataset.classes, dataset.colors
+    )
+    save_figure(figure, directory / "figures" / "figure3.png")
+    print(format_console_table(rows, dataset.classes))
+    print(f"Table and figures: {directory}")
+
+
+def choose_pictures(refiner: RefinerResult) -> list[int]:
+    """The test images that gained most, gained the median, and lost most.
+
+    By the number of correct pixels, so that Figure 3 shows failures too.
+    """
+    test = read_arrays(refiner.folder / "test.npz")
+    correct = [np.einsum("nkk->n", test[key]) for key in ("refined", "initial")]
+    order = np.argsort(correct[1] - correct[0], kind="stable")  # most gained first
+    positions = np.linspace(0, len(order) - 1, min(_NUM_PICTURES, len(order)))
+    return [int(order[int(position)]) for position in positions]
+
+
+def collect_provenance(command: str, seed: int, **more: Any) -> dict[str, Any]:
+    """What it takes to make the numbers again."""
+    device = jax.devices()[0]
+    return {
+        "command": command,
+        "seed": seed,
+        "commit": _read_commit(),
+        "hardware": f"{jax.device_count()} x {device.device_kind} ({device.platform}), "
+        f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+        **more,
+    }
+
+
+def _read_commit() -> str:
+    """The checkout's commit, with a + if files were changed; "unknown" outside git."""
+    folder = pathlib.Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
