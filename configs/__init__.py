@@ -1,0 +1,1 @@
+"""Configs, one a file; base.py holds every key."""

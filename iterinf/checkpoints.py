@@ -29,8 +29,9 @@ class Checkpoints:
 
     Each holds two items: `model` (parameters alone, all that inference needs) and
     `train` (optimizer state, step = position in the data, random key, running sums),
-    beside two small JSON items, `progress` and the `shapes` of the model's arrays. Writing goes on in the background; a write cut
-    off by a kill leaves the checkpoint before it untouched.
+    beside two small JSON items, `progress` and the `shapes` of the model's arrays.
+    Writing goes on in the background; a write cut off by a kill leaves the checkpoint
+    before it untouched.
 
     Attributes:
       folder: where they lie.
@@ -80,7 +81,8 @@ class Checkpoints:
           model: pytree of arrays.
           train: pytree of arrays.
           progress: where the run stands.
-          value: the monitored value, None in the middle of an epoch.
+          value: the monitored value; None in the middle of an epoch, and where it is
+            no better than an earlier one.
 
         Raises:
           UserError: if this or the last write failed, a full disk above all.

@@ -27,8 +27,8 @@ from iterinf.objectives import (
     make_validation,
     propose,
 )
-from iterinf.refiners import create_refiner
 from iterinf.prediction import predict_labels
+from iterinf.refiners import create_refiner
 from iterinf.report.results import (
     RefinerResult,
     collect_provenance,
@@ -383,7 +383,7 @@ class Experiment:
     ) -> dict[str, np.ndarray]:
         """Label maps of some test images, by row title, the segmenter's first."""
         images, _ = self.dataset.test.stack(indices)
-        predictions = {}
+        predictions: dict[str, np.ndarray] = {}
         for refiner in refiners:
             initial, refined = predict_labels(
                 self.segmenter,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 _TINY = 1e-30  # keeps log finite where softmax underflows; its gradient stays exact
 
@@ -14,21 +14,21 @@ class LossSum(NamedTuple):
     """A loss as sum and count, so that padding and batching cannot bias its mean."""
 
     total: Float[Array, ""]  # summed over labelled pixels
-    count: Float[Array, ""]  # number of labelled pixels
+    num_pixels: Float[Array, ""]  # labelled ones
 
     @property
     def mean(self) -> Float[Array, ""]:
         """Per labelled pixel; 0 where there is none."""
-        return self.total / jnp.maximum(self.count, 1.0)
+        return self.total / jnp.maximum(self.num_pixels, 1.0)
 
 
-def encode_labels(labels: Int[Array, "b h w"], num_classes: int) -> Array:
+def encode_labels(labels: Integer[Array, "b h w"], num_classes: int) -> Array:
     """One-hot labels [b h w k] in float32; void pixels are all zeros."""
     return jax.nn.one_hot(labels, num_classes)
 
 
 def compute_cross_entropy(
-    logits: Float[Array, "b h w k"], labels: Int[Array, "b h w"]
+    logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"]
 ) -> LossSum:
     """Cross-entropy of a segmenter, -log softmax(logits)[label], void left out."""
     num_classes = logits.shape[-1]
@@ -41,7 +41,7 @@ def compute_cross_entropy(
 
 def compute_reconstruction_loss(
     reconstruction: Float[Array, "b h w k"],
-    labels: Int[Array, "b h w"],
+    labels: Integer[Array, "b h w"],
     *,
     squared_error: float = 1.0,
     cross_entropy: float = 1.0,

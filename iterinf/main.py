@@ -38,7 +38,7 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # of Orbax and XLA; ours go by other ways
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = pathlib.Path(str(_WORKDIR.value))
     try:
         _keep_compiled_programs()
         with lock_folder(workdir):
@@ -51,7 +51,7 @@ def _run(argv: list[str]) -> None:
 
 def _keep_compiled_programs() -> None:
     """Turns JAX's persistent compilation cache on, unless the user has placed it."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         cache = pathlib.Path.home() / ".cache" / "iterinf" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

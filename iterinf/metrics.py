@@ -1,11 +1,11 @@
 """Confusion matrices on the device, and what is read off them."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 
 def confusion_matrix(
-    labels: Int[Array, "..."], predictions: Int[Array, "..."], num_classes: int
+    labels: Integer[Array, "..."], predictions: Integer[Array, "..."], num_classes: int
 ) -> Int[Array, "k k"]:
     """Counts pixels by truth and prediction.
 

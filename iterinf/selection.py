@@ -44,10 +44,8 @@ def select(
     Returns:
       The choice; iteration 0, the segmenter itself, is never chosen.
     """
-    iteration, s = np.unravel_index(np.argmax(mean_iou.T), mean_iou.T.shape)
-    return Selection(
-        float(step_sizes[s]), int(iteration) + 1, float(mean_iou[s, iteration])
-    )
+    iteration, s = divmod(int(np.argmax(mean_iou.T)), len(step_sizes))
+    return Selection(step_sizes[s], iteration + 1, float(mean_iou[s, iteration]))
 
 
 def count_refinements(

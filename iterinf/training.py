@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from iterinf.errors import UserError
 from iterinf.losses import LossSum
 from iterinf.types import Batch
 
-Params = PyTree[Float[Array, "..."]]
-LossFunction = Callable[[Params, Any, Batch, Key[Array, ""]], LossSum]
+Params: TypeAlias = PyTree[Float[Array, "..."]]
+LossFunction: TypeAlias = Callable[[Params, Any, Batch, Key[Array, ""]], LossSum]
 
 
 class TrainState(NamedTuple):
@@ -175,7 +175,7 @@ class MetricsLog:
             kept = [line for line in lines if json.loads(line)["epoch"] <= keep_until]
             path.write_text("".join(line + "\n" for line in kept))
 
-    def write(self, record: dict[str, float]) -> None:
+    def write(self, record: Mapping[str, int | float]) -> None:
         """Appends a line."""
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -228,10 +228,10 @@ def fit(
             started = time.monotonic()
             state = jax.tree.map(jnp.copy, state)  # what is being saved is not donated
             for _ in range(int(state.step), _end_of_epoch(progress, schedule)):
-                state = step_compiled(state, frozen, next(batches))
-                bar.update()
                 if interruption.requested:
                     _save_and_exit(checkpoints, state, progress)
+                state = step_compiled(state, frozen, next(batches))
+                bar.update()
             loss = _check_finite(state)
             metrics = {"train/loss": loss, **evaluate(state.params)}
             value = metrics[schedule.monitor]
@@ -240,7 +240,8 @@ def fit(
             log.write({"epoch": progress.epoch, **metrics, "seconds": seconds})
             bar.set_postfix({schedule.monitor: f"{value:.4f}"}, refresh=False)
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
-            _save(checkpoints, state, progress, value)
+            improved = progress.best_epoch == progress.epoch
+            _save(checkpoints, state, progress, value if improved else None)
             if interruption.requested:
                 _save_and_exit(checkpoints, state, progress)
         bar.close()
@@ -298,6 +299,7 @@ def _save(
 def _save_and_exit(
     checkpoints: Checkpoints, state: TrainState, progress: Progress
 ) -> None:
+    _check_finite(state)
     _save(checkpoints, state, progress, None)
     checkpoints.wait()
     print(f"SIGTERM: saved at step {int(state.step)}; start again to go on")

@@ -11,13 +11,13 @@ is_recent() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-create_venv() {
+find_python() {
   local candidate recent=
   for candidate in python3.11 python3.12 python3.13 python3; do
     is_recent "$candidate" || continue
     recent=$candidate
     "$candidate" -c 'import ensurepip, venv' 2>/dev/null || continue
-    "$candidate" -m venv --clear .venv || fail "$candidate could not create .venv."
+    base=$candidate
     return
   done
   [[ -z $recent ]] || fail "$recent has no venv module: install it (on Debian and \
@@ -39,15 +39,19 @@ fi
 stamp=$environment/iterinf$extras.stamp
 wanted="$PWD $(cat setup.cfg pyproject.toml requirements.txt | cksum)"
 if [[ ! -x $python || $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
-  echo "Installing iterinf into $environment (a few minutes, once) ..."
+  base=
   if [[ $environment == "$PWD/.venv" ]]; then
-    is_recent "$python" && "$python" -m pip --version >/dev/null 2>&1 || create_venv
+    is_recent "$python" && "$python" -m pip --version >/dev/null 2>&1 || find_python
   fi
+  echo "Installing iterinf into $environment (a few minutes, once) ..."
+  [[ -z $base ]] || "$base" -m venv --clear .venv || fail "$base could not make .venv."
   "$python" -m pip --version >/dev/null 2>&1 ||
     fail "$environment has no pip: install it there, or deactivate the environment."
-  # The pins are for Python 3.11; elsewhere the bounds of setup.cfg must do.
+  # The pins are for Python 3.11, and would replace the jax of an active environment,
+  # which may be one for its accelerator: there the bounds of setup.cfg must do.
   constraints=()
-  if "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+  if "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' &&
+    { [[ $environment == "$PWD/.venv" ]] || ! "$python" -c 'import jax' 2>/dev/null; }; then
     constraints=(-c requirements.txt)
   fi
   "$python" -m pip install --quiet --no-input --disable-pip-version-check \

@@ -79,8 +79,15 @@ def draw_field(
     trajectories = trace(reconstruct)
     axes.plot(*np.moveaxis(trajectories, -1, 0), color="tab:orange", linewidth=1.5)
     axes.plot(*trajectories[0].T, "o", color="tab:orange", markersize=4, label="start")
-    arrow = {"marker": r"$\rightarrow$", "markersize": 14, "linestyle": "none"}
-    axes.plot([], [], color="0.45", label="$r(y) - y$", **arrow)
+    axes.plot(
+        [],
+        [],
+        "0.45",
+        marker=r"$\rightarrow$",
+        markersize=14,
+        linestyle="none",
+        label="$r(y) - y$",
+    )
     axes.plot([], [], color="tab:orange", label="path of Eq. 6")
     axes.plot(
         *find_modes(smoothed).T,

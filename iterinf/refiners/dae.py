@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
 
 from iterinf.errors import UserError
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
@@ -76,6 +76,8 @@ class DAE(nn.Module):
         super().__post_init__()
 
     def setup(self):
+        """Creates the convolutions; level l joins h with the input of level l + 1."""
+
         def convolution(channels, **options):
             options = {"kernel_init": nn.initializers.he_uniform()} | options
             return nn.Conv(channels, (3, 3), dtype=self.dtype, **options)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from iterinf.errors import UserError
 from iterinf.evaluation import Row
 from iterinf.files import write_atomically
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
 
 from iterinf.errors import UserError
 from iterinf.ops.patches import convolve_patches
@@ -28,7 +28,9 @@ def _init_bilinear(key, shape, dtype=jnp.float32):
 
 def _crop(x: Array, offset: int, shape: tuple[int, int]) -> Array:
     """Takes `shape` from `offset` on; repeats the border where x ends too early."""
-    missing = [max(0, offset + n - have) for n, have in zip(shape, x.shape[1:3])]
+    missing = [
+        max(0, offset + n - have) for n, have in zip(shape, x.shape[1:3], strict=True)
+    ]
     x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     return x[:, offset : offset + shape[0], offset : offset + shape[1]]
 

@@ -1,0 +1,165 @@
+"""The compiled sweep against plain loops, and the choice made from it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iterinf import selection
+from iterinf.selection import count_refinements, select
+
+STEP_SIZES = (0.1, 0.5, 1.0)
+NUM_ITERATIONS = 4
+NUM_CLASSES = 3
+TRACES = []  # an entry each time that `reconstruct` is traced
+
+
+class Segmenter(nn.Module):
+    """One linear layer; its feature is the image in another scale."""
+
+    @nn.compact
+    def __call__(self, images):
+        return 4 * nn.Dense(NUM_CLASSES)(images), {"input": 3 * images}
+
+
+class Refiner(nn.Module):
+    """A linear layer over y, another over its right neighbour and h, a softmax."""
+
+    def setup(self):
+        self.own, self.other = nn.Dense(NUM_CLASSES), nn.Dense(NUM_CLASSES)
+
+    def __call__(self, candidate):
+        return self.reconstruct(candidate.y, self.condition(candidate))
+
+    def condition(self, candidate):
+        return self.other(candidate.features["input"])
+
+    def reconstruct(self, y, condition):
+        TRACES.append(y.shape)
+        return nn.softmax(4 * self.own(jnp.roll(y, 1, axis=2) + y) + condition)
+
+
+def make_problem(num_images=5, seed=0):
+    """Random networks, images and labels, void among them."""
+    rng = np.random.default_rng(seed)
+
+    def draw(channels):
+        kernel = rng.normal(size=(channels, NUM_CLASSES)).astype(np.float32)
+        return {"kernel": kernel, "bias": np.zeros(NUM_CLASSES, np.float32)}
+
+    variables = (
+        {"params": {"Dense_0": draw(3)}},
+        {"params": {"own": draw(NUM_CLASSES), "other": draw(3)}},
+    )
+    images = rng.integers(0, 256, (num_images, 4, 5, 3)).astype(np.uint8)
+    labels = rng.integers(0, NUM_CLASSES + 1, (num_images, 4, 5)).astype(np.uint8)
+    return variables, images, labels
+
+
+def count(variables, images, labels, step_sizes=STEP_SIZES, **options):
+    """The sweep with the constants above."""
+    return count_refinements(
+        Segmenter(),
+        Refiner(),
+        *variables,
+        images,
+        labels,
+        step_sizes=step_sizes,
+        num_iterations=NUM_ITERATIONS,
+        num_classes=NUM_CLASSES,
+        **{"batch_size": 2} | options,
+    )
+
+
+def softmax(logits):
+    """Over the last axis."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def count_image(label, y):
+    """Confusion matrix [truth, prediction] of one image; void left out."""
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    valid = label < NUM_CLASSES
+    np.add.at(confusion, (label[valid], y.argmax(axis=-1)[valid]), 1)
+    return confusion
+
+
+def count_by_loop(variables, images, labels):
+    """The same in plain NumPy: images, step sizes, iterations."""
+    (segmenter, refiner) = (v["params"] for v in variables)
+    initial, refined = [], []
+    for image, label in zip(images, labels, strict=True):
+        x = image / 255.0
+        start = softmax(4 * x @ segmenter["Dense_0"]["kernel"])
+        initial.append(count_image(label, start))
+        refined.append([])
+        for step_size in STEP_SIZES:
+            y = start
+            refined[-1].append([])
+            for _ in range(NUM_ITERATIONS):
+                mixed = (np.roll(y, 1, axis=1) + y) @ refiner["own"]["kernel"]
+                r = softmax(4 * mixed + 3 * x @ refiner["other"]["kernel"])
+                y = y + step_size * (r - y)
+                refined[-1][-1].append(count_image(label, y))
+    return np.array(initial), np.array(refined)
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(5, 2), (4, 2), (3, 5)])
+def test_counts_equal_a_plain_loop(num_images, batch_size):
+    variables, images, labels = make_problem(num_images)
+    found = count(variables, images, labels, batch_size=batch_size)
+    initial, refined = count_by_loop(variables, images, labels)
+    np.testing.assert_array_equal(found.initial, initial)
+    np.testing.assert_array_equal(found.refined, refined)
+    assert refined.shape == (num_images, 3, 4, 3, 3)
+    assert len(np.unique(refined.reshape(num_images, -1, 9), axis=1)[0]) > 4
+
+
+def test_every_labelled_pixel_is_counted_once():
+    variables, images, labels = make_problem()
+    found = count(variables, images, labels)
+    total = (labels < NUM_CLASSES).sum(axis=(1, 2))
+    np.testing.assert_array_equal(found.initial.sum(axis=(1, 2)), total)
+    expected = np.broadcast_to(total[:, None, None], (5, 3, 4))
+    np.testing.assert_array_equal(found.refined.sum(axis=(3, 4)), expected)
+
+
+def test_the_sweep_compiles_once():
+    jax.clear_caches()
+    TRACES.clear()
+    count(*make_problem(6, seed=1))
+    assert selection._count_batches._cache_size() == 1
+    traces = len(TRACES)
+    count(*make_problem(6, seed=2), step_sizes=(0.2, 0.3, 0.4))
+    count(*make_problem(5, seed=3))  # filled up to as many batches
+    assert selection._count_batches._cache_size() == 1
+    assert len(TRACES) == traces
+
+
+def test_the_progress_bar_counts_batches_and_changes_nothing(capsys):
+    problem = make_problem()
+    shown = count(*problem, title="sweep of a test")
+    hidden = count(*problem)
+    np.testing.assert_array_equal(shown.refined, hidden.refined)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "sweep of a test: 100%" in last
+    assert "3/3" in last
+
+
+def test_select_takes_the_highest():
+    curve = np.array([[0.1, 0.2, 0.3], [0.2, 0.5, 0.4]])
+    choice = select(curve, (0.1, 0.5))
+    assert choice == selection.Selection(0.5, 2, 0.5)
+
+
+def test_select_takes_fewer_iterations_at_ties():
+    curve = np.array([[0.1, 0.2, 0.5], [0.2, 0.5, 0.5], [0.5, 0.1, 0.1]])
+    choice = select(curve, (0.1, 0.5, 1.0))
+    assert choice == selection.Selection(1.0, 1, 0.5)
+    assert select(curve[:2], (0.1, 0.5)) == selection.Selection(0.5, 2, 0.5)
+
+
+def test_select_never_takes_iteration_zero():
+    assert select(np.zeros((2, 3)), (0.1, 0.5)).num_iterations == 1
