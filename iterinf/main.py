@@ -1,5 +1,6 @@
 """Command line: flags only. What they mean is in configs/base.py and experiment.py."""
 
+import os
 import pathlib
 import shlex
 import signal
@@ -51,7 +52,7 @@ def _run(argv: list[str]) -> None:
 
 def _keep_compiled_programs() -> None:
     """Turns JAX's persistent compilation cache on, unless the user has placed it."""
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path.home() / ".cache" / "iterinf" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

@@ -114,11 +114,12 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, which, change, messa
     model = {"params": {"layer": layer}}
     with Checkpoints(tmp_path, maximize=True) as checkpoints:
         save(checkpoints, 1, value=0.5)
+        restore = {
+            "latest": lambda: checkpoints.restore_latest(model, make_train(0)),
+            "best": lambda: checkpoints.restore_best(model),
+        }[which]
         with pytest.raises(UserError, match=f"{tmp_path}.*another model: {message}"):
-            if which == "latest":
-                checkpoints.restore_latest(model, make_train(0))
-            else:
-                checkpoints.restore_best(model)
+            restore()
     assert_holds(tmp_path, 1)
 
 
@@ -166,12 +167,12 @@ def limit_file_size(size):
 
 def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path):
     size = 100_000
-    with (
-        pytest.raises(UserError, match="cannot write the checkpoint"),
-        Checkpoints(tmp_path, maximize=True) as checkpoints,
-    ):
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
         save(checkpoints, 1, value=0.5, size=size)
-        with limit_file_size(100_000):
+        with (
+            limit_file_size(100_000),
+            pytest.raises(UserError, match="cannot write the checkpoint"),
+        ):
             save(checkpoints, 2, value=0.6, size=size)
     assert_holds(tmp_path, 1, size)
 
@@ -218,28 +219,32 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "held"), [(1, 1), (6, 1), (7, 2)], ids=["first", "last", "after"]
+    ("side", "call", "held"), [("before", 1, 1), ("before", 6, 1), ("after", 6, 2)]
 )
-def test_killed_inside_a_write_the_checkpoint_before_it_is_left(tmp_path, call, held):
-    """A write ends in renames, of its items and then of the whole."""
+def test_killed_inside_a_write_the_checkpoint_before_it_is_left(
+    tmp_path, side, call, held
+):
+    """A write ends in six renames, of its items and then of the whole."""
     script = """
-        folder, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+        folder, moment = pathlib.Path(sys.argv[1]), (sys.argv[2], int(sys.argv[3]))
         rename, calls = os.rename, []
 
-        def rename_or_die(source, target, **options):
+        def die_at(side):
+            if (side, len(calls)) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def rename_and_die(source, target, **options):
             calls.append(target)
-            if len(calls) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+            die_at("before")
             rename(source, target, **options)
-            if len(calls) == 6 and last == 7:
-                os.kill(os.getpid(), signal.SIGKILL)
+            die_at("after")
 
         with Checkpoints(folder, maximize=True) as checkpoints:
             save(checkpoints, 1, value=0.5)
-            os.rename = rename_or_die
+            os.rename = rename_and_die
             save(checkpoints, 2, value=0.6)
     """
-    done = run_script(script, str(tmp_path), str(call))
+    done = run_script(script, str(tmp_path), side, str(call))
     assert done.returncode == -9, done.stderr
     assert list(tmp_path.glob("2*"))
     assert_holds(tmp_path, held)

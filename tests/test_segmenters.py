@@ -26,10 +26,17 @@ def create_small(name="fcn8", num_classes=5, **options):
     )
 
 
-def init(segmenter, size):
-    """Variables for images of a size; compiled, as eager initialisation is slow."""
-    images = jnp.zeros((1, *size, 3))
-    return jax.jit(segmenter.init)(jax.random.key(0), images)
+def draw(segmenter, size):
+    """Random variables for images of a size; initialising them compiles for long."""
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    rng = np.random.default_rng(0)
+
+    def draw_leaf(leaf):
+        scale = math.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+
+    shapes = jax.eval_shape(segmenter.init, jax.random.key(0), images)
+    return jax.tree.map(draw_leaf, shapes)
 
 
 def make_bilinear(shape):
@@ -100,7 +107,7 @@ def test_number_of_parameters(name):
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_dropout_needs_a_key_in_training_alone(name):
     segmenter = create_small(name, dropout=0.5)
-    variables = init(segmenter, (32, 32))
+    variables = draw(segmenter, (32, 32))
     images = jnp.ones((1, 32, 32, 3))
     train = functools.partial(segmenter.apply, variables, images, train=True)
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
@@ -185,16 +192,26 @@ def test_an_image_shifted_by_32_pixels_has_shifted_logits(rng, padding):
     assert np.ptp(inside) > 0.1 * inside.max()
 
 
-def test_bilinear_start_and_standardised_images():
+def test_deconvolutions_start_bilinear():
+    strides = {"score2": 2, "score4": 2, "upsample": 8}
+
+    @jax.jit
+    def start(key):
+        params = create_small().init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+        return {name: params[name] for name in strides}
+
+    for name, params in start(jax.random.key(0)).items():
+        shape = (2 * strides[name], 2 * strides[name], 5, 5)
+        np.testing.assert_allclose(params["kernel"], make_bilinear(shape), atol=1e-6)
+        np.testing.assert_array_equal(params["bias"], np.zeros(5))
+
+
+def test_the_image_is_standardised():
     plain = create_small(padding="same")
     standardised = create_small(
         padding="same", input_mean=(0.1, 0.2, 0.3), input_std=(0.5, 0.25, 2.0)
     )
-    variables = init(plain, (32, 32))
-    for name, stride in (("score2", 2), ("score4", 2), ("upsample", 8)):
-        kernel = variables["params"][name]["kernel"]
-        assert kernel.shape == (2 * stride, 2 * stride, 5, 5)
-        np.testing.assert_allclose(kernel, make_bilinear(kernel.shape), atol=1e-6)
+    variables = draw(plain, (32, 32))
     image = jax.random.uniform(jax.random.key(1), (1, 32, 32, 3))
     by_hand = (image - jnp.array([[[[0.1, 0.2, 0.3]]]])) / jnp.array(
         [[[[0.5, 0.25, 2]]]]

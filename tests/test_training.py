@@ -138,7 +138,7 @@ def test_weight_decay_comes_before_rmsprop_and_spares_biases():
         weight_decay=1e-4,
         options={"decay": 0.9, "eps": 1e-6},
     )
-    step = make_train_step(compute_loss, optimizer)
+    step = jax.jit(make_train_step(compute_loss, optimizer))
     state = step(create_state(optimizer, params), None, make_batch(0))
     for name, w in weights.items():
         g = slope + (0 if name == "bias" else 2e-4 * w)
@@ -170,10 +170,11 @@ def test_the_rate_falls_once_an_epoch():
 def test_a_step_descends_the_mean_and_sums_the_loss():
     optimizer = optax.sgd(0.1)
     state, batch = create_state(optimizer), make_batch(0)
-    stepped = make_train_step(compute_loss, optimizer)(state, None, batch)
+    step = jax.jit(make_train_step(compute_loss, optimizer))
+    stepped = step(state, None, batch)
     key = jax.random.fold_in(state.key, 0)
-    loss, gradient = jax.value_and_grad(
-        lambda params: compute_loss(params, None, batch, key).mean
+    loss, gradient = jax.jit(
+        jax.value_and_grad(lambda params: compute_loss(params, None, batch, key).mean)
     )(state.params)
     expected = jax.tree.map(lambda w, g: w - 0.1 * g, state.params, gradient)
     jax.tree.map(
@@ -183,7 +184,7 @@ def test_a_step_descends_the_mean_and_sums_the_loss():
     )
     np.testing.assert_allclose(stepped.sums.mean, loss, rtol=1e-6)
     assert stepped.sums.num_pixels == 8
-    twice = make_train_step(compute_loss, optimizer)(stepped, None, batch)
+    twice = step(stepped, None, batch)
     assert twice.sums.num_pixels == 16
 
 
