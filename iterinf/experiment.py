@@ -3,49 +3,21 @@
 import functools
 import json
 import pathlib
-import time
-from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iterinf.data import Dataset, Split, check_dataset, create_dataset
-from iterinf.data.loader import make_train_batches
+from iterinf.data import Dataset, check_dataset
 from iterinf.errors import UserError
-from iterinf.evaluation import compute_mean_iou
-from iterinf.files import write_arrays, write_json
-from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
-from iterinf.metrics import confusion_matrix, mean_iou
-from iterinf.objectives import (
-    Variables,
-    make_reconstruction,
-    make_refiner_loss,
-    make_segmenter_loss,
-    make_validation,
-    propose,
-)
 from iterinf.prediction import predict_labels
-from iterinf.refiners import create_refiner
 from iterinf.report.results import (
     RefinerResult,
     collect_provenance,
     make_rows,
     write_results,
 )
-from iterinf.segmenters import create_segmenter
-from iterinf.selection import Counts, Selection, count_refinements, select
-from iterinf.training import (
-    LossFunction,
-    Params,
-    Schedule,
-    create_optimizer,
-    create_train_state,
-    fit,
-    make_train_step,
-)
+from iterinf.stages import Experiment
 
 MODES = (
     "run",
@@ -56,352 +28,6 @@ MODES = (
     "evaluate",
     "report",
 )
-_MAY_CHANGE = ("refiners", "report", "loader")  # without another workdir
-
-
-class Experiment:
-    """A config and the workdir that holds its results.
-
-    Attributes:
-      config: as of configs/base.py.
-      workdir: segmenter/, refiners/<name>/, results/.
-      dataset: the three splits.
-      segmenter: the network that proposes y and h.
-    """
-
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
-        """Opens the data and the workdir.
-
-        Raises:
-          UserError: unknown names or options, bad data, no refiner, or a workdir that
-            holds another config's results.
-        """
-        self.config = config
-        self.workdir = workdir
-        self._refiner_variables: dict[str, Variables] = {}
-        self._check_refiners()
-        self.dataset: Dataset = create_dataset(
-            config.dataset.name, **config.dataset.options
-        )
-        self.segmenter = create_segmenter(
-            config.segmenter.name,
-            num_classes=self.dataset.num_classes,
-            dtype=jnp.dtype(config.dtype),
-            **config.segmenter.model,
-        )
-        self._keep_config()
-
-    def _check_refiners(self) -> None:
-        if not self.config.refiners:
-            raise UserError("config.refiners is empty; name at least one")
-        for name in self.config.refiners:
-            if name not in self.config.refiner:
-                known = ", ".join(sorted(self.config.refiner))
-                raise UserError(f"config.refiners: unknown {name!r}; known: {known}")
-
-    def _keep_config(self) -> None:
-        """Writes config.json; an earlier one must agree in all that shapes results."""
-        path = self.workdir / "config.json"
-        settings = json.loads(self.config.to_json())
-        if path.exists():
-            before, now = _flatten(json.loads(path.read_text())), _flatten(settings)
-            for key in sorted(before.keys() | now.keys()):
-                old, new = before.get(key), now.get(key)
-                if old != new and key.split(".")[0] not in _MAY_CHANGE:
-                    raise UserError(
-                        f"{self.workdir} holds results with config.{key} = {old!r}, "
-                        f"not {new!r}; name another workdir"
-                    )
-        write_json(path, settings)
-
-    def create_refiner(self, name: str) -> nn.Module:
-        """The network of a refiner of the config, not trained."""
-        settings = self.config.refiner[name]
-        return create_refiner(
-            settings.name,
-            num_classes=self.dataset.num_classes,
-            feature_offset=self.segmenter.feature_offset,
-            dtype=jnp.dtype(self.config.dtype),
-            **settings.model,
-        )
-
-    @functools.cached_property
-    def segmenter_variables(self) -> Variables:
-        """The segmenter's best variables; trained if they are not there yet."""
-        return {"params": self._train_segmenter()}
-
-    def _train_segmenter(self) -> Params:
-        """Trains the segmenter; also says how well it knows its training crops."""
-        folder = self.workdir / "segmenter"
-        settings = self.config.segmenter
-        validate = self._make_validation(
-            lambda params, _, images: self.segmenter.apply({"params": params}, images)[
-                0
-            ],
-            compute_cross_entropy,
-        )
-        params = self._fit(
-            jax.jit(self.segmenter.init),
-            jnp.zeros((1, 64, 64, 3)),
-            make_segmenter_loss(self.segmenter),
-            validate,
-            folder,
-            settings,
-        )
-        if not (folder / "summary.json").exists():
-            write_json(
-                folder / "summary.json",
-                {
-                    "mean_iou_on_training_crops": self._score_training_crops(params),
-                    "mean_iou_on_validation": validate(params)["validation/mean_iou"],
-                },
-            )
-        return params
-
-    def train_refiner(self, name: str) -> Variables:
-        """Trains a refiner on the frozen segmenter, or reads it where that is done."""
-        if name not in self._refiner_variables:
-            self._refiner_variables[name] = {"params": self._train_refiner(name)}
-        return self._refiner_variables[name]
-
-    def _train_refiner(self, name: str) -> Params:
-        settings = self.config.refiner[name]
-        refiner = self.create_refiner(name)
-        frozen = self.segmenter_variables
-        weights = {
-            "squared_error": settings.objective.squared_error,
-            "cross_entropy": settings.objective.cross_entropy,
-        }
-        images = jnp.zeros((1, *settings.training.crop_size, 3))
-        return self._fit(
-            jax.jit(
-                lambda key, images: refiner.init(
-                    key, propose(self.segmenter, frozen, images)
-                )
-            ),
-            images,
-            make_refiner_loss(self.segmenter, refiner, **settings.objective),
-            self._make_validation(
-                make_reconstruction(self.segmenter, refiner),
-                functools.partial(compute_reconstruction_loss, **weights),
-                frozen=frozen,
-            ),
-            self.workdir / "refiners" / name,
-            settings,
-            frozen=frozen,
-        )
-
-    def _fit(
-        self,
-        init: Any,
-        images: Any,
-        compute_loss: LossFunction,
-        validate: Any,
-        folder: pathlib.Path,
-        settings: ConfigDict,
-        *,
-        frozen: Any = None,
-    ) -> Params:
-        training = settings.training
-        steps_per_epoch = max(1, len(self.dataset.train) // training.batch_size)
-        optimizer = create_optimizer(
-            **training.optimizer, steps_per_epoch=steps_per_epoch
-        )
-        key = jax.random.key(self.config.seed)
-        init_key, step_key = jax.random.split(key)
-        params = init(init_key, images)["params"]
-        return fit(
-            create_train_state(params, optimizer, step_key),
-            make_train_step(compute_loss, optimizer),
-            validate,
-            functools.partial(self._make_batches, training),
-            folder,
-            Schedule(
-                num_epochs=training.num_epochs,
-                steps_per_epoch=steps_per_epoch,
-                patience=training.patience,
-                monitor=training.monitor,
-                maximize=not training.monitor.endswith("loss"),
-            ),
-            frozen=frozen,
-            title=f"training {settings.title}",
-        )
-
-    def _make_batches(self, training: ConfigDict, first_batch: int) -> Any:
-        return make_train_batches(
-            self.dataset.train,
-            batch_size=training.batch_size,
-            crop_size=training.crop_size,
-            flip_probability=training.flip_probability,
-            jitter=training.jitter,
-            seed=self.config.seed,
-            num_threads=self.config.loader.num_threads,
-            first_batch=first_batch,
-        )
-
-    def _make_validation(self, predict: Any, measure_loss: Any, frozen: Any = None):
-        return make_validation(
-            predict,
-            measure_loss,
-            self.dataset.validation,
-            frozen=frozen,
-            num_classes=self.dataset.num_classes,
-            batch_size=self.config.evaluation.batch_size,
-        )
-
-    def _score_training_crops(self, params: Params) -> float:
-        """Mean IoU of y on an epoch of the crops that it was trained on."""
-        training = self.config.segmenter.training
-        batches = self._make_batches(training, 0)
-
-        @jax.jit
-        def count(params, batch):
-            logits, _ = self.segmenter.apply({"params": params}, batch.image)
-            predictions = jnp.argmax(logits, axis=-1)
-            return confusion_matrix(batch.label, predictions, logits.shape[-1])
-
-        steps = max(1, len(self.dataset.train) // training.batch_size)
-        return float(mean_iou(sum(count(params, next(batches)) for _ in range(steps))))
-
-    def select(self, name: str) -> Selection:
-        """Chooses step size and iterations of a refiner on validation."""
-        folder = self.workdir / "refiners" / name
-        if (folder / "selection.json").exists():
-            content = json.loads((folder / "selection.json").read_text())
-            return Selection(**content["refined"])
-        started = time.monotonic()
-        grid = self.config.selection
-        variables = self.train_refiner(name)
-        count = functools.partial(self._count, name, variables, self.dataset.validation)
-        counts = count(grid.step_sizes, grid.num_iterations, f"sweep of {name}")
-        curve = compute_mean_iou(counts.refined.sum(axis=0))
-        initial = float(compute_mean_iou(counts.initial.sum(axis=0)))
-        damped = count(grid.damped_step_sizes, 1, f"damped steps of {name}")
-        damped_curve = compute_mean_iou(damped.refined.sum(axis=0))
-        selection = select(curve, grid.step_sizes)
-        write_arrays(
-            folder / "curve.npz",
-            mean_iou=curve,  # [step size, iteration], after 1.. iterations
-            initial_mean_iou=np.asarray(initial),
-            step_sizes=np.asarray(grid.step_sizes),
-        )
-        write_json(
-            folder / "selection.json",
-            {
-                "refined": selection._asdict(),
-                "damped": select(damped_curve, grid.damped_step_sizes)._asdict(),
-                "initial_mean_iou": initial,
-                "seconds": round(time.monotonic() - started, 1),
-            },
-        )
-        return selection
-
-    def evaluate(self, name: str) -> None:
-        """Runs the test split once, at the choice that is on disk by now."""
-        folder = self.workdir / "refiners" / name
-        if (folder / "test.npz").exists():
-            return
-        selection = self.select(name)
-        damped = json.loads((folder / "selection.json").read_text())["damped"]
-        variables = self.train_refiner(name)
-        count = functools.partial(self._count, name, variables, self.dataset.test)
-        num_iterations = self.config.selection.num_iterations
-        counts = count((selection.step_size,), num_iterations, f"test of {name}")
-        controls = count((1.0, damped["step_size"]), 1, f"controls of {name}")
-        write_arrays(
-            folder / "test.npz",
-            initial=counts.initial,
-            refined=counts.refined[:, 0, selection.num_iterations - 1],
-            one_reconstruction=controls.refined[:, 0, 0],
-            damped_step=controls.refined[:, 1, 0],
-            mean_iou=compute_mean_iou(counts.refined[:, 0].sum(axis=0)),
-        )
-
-    def _count(
-        self,
-        name: str,
-        variables: Variables,
-        split: Split,
-        step_sizes: tuple[float, ...],
-        num_iterations: int,
-        title: str,
-    ) -> Counts:
-        images, labels = split.stack()
-        return count_refinements(
-            self.segmenter,
-            self.create_refiner(name),
-            self.segmenter_variables,
-            variables,
-            images,
-            labels,
-            step_sizes=step_sizes,
-            num_iterations=num_iterations,
-            num_classes=self.dataset.num_classes,
-            batch_size=self.config.evaluation.batch_size,
-            title=title if self.config.progress else "",
-        )
-
-    def report(self, command: str) -> None:
-        """Writes results/ from what the other stages left."""
-        refiners = [self._read_result(name) for name in self.config.refiners]
-        rows = make_rows(
-            self.config.segmenter.title,
-            refiners,
-            self.dataset.test.blocks,
-            self.config.evaluation.num_resamples,
-        )
-        summary = json.loads((self.workdir / "segmenter" / "summary.json").read_text())
-        write_results(
-            self.workdir / "results",
-            self.dataset,
-            rows,
-            refiners,
-            functools.partial(self._predict_test, refiners),
-            collect_provenance(
-                command,
-                self.config.seed,
-                training_minutes=round(self._sum_training_seconds() / 60, 1),
-                **summary,
-            ),
-        )
-
-    def _read_result(self, name: str) -> RefinerResult:
-        folder = self.workdir / "refiners" / name
-        selection = json.loads((folder / "selection.json").read_text())
-        title = f"{self.config.segmenter.title} + {self.config.refiner[name].title}"
-        return RefinerResult(
-            name=name,
-            title=title,
-            step_size=selection["refined"]["step_size"],
-            num_iterations=selection["refined"]["num_iterations"],
-            damped_step_size=selection["damped"]["step_size"],
-            folder=folder,
-        )
-
-    def _predict_test(
-        self, refiners: list[RefinerResult], indices: list[int]
-    ) -> dict[str, np.ndarray]:
-        """Label maps of some test images, by row title, the segmenter's first."""
-        images, _ = self.dataset.test.stack(indices)
-        predictions: dict[str, np.ndarray] = {}
-        for refiner in refiners:
-            initial, refined = predict_labels(
-                self.segmenter,
-                self.create_refiner(refiner.name),
-                self.segmenter_variables,
-                self.train_refiner(refiner.name),
-                images,
-                step_size=jnp.asarray(refiner.step_size),
-                num_iterations=refiner.num_iterations,
-            )
-            predictions.setdefault(self.config.segmenter.title, np.asarray(initial))
-            predictions[refiner.title] = np.asarray(refined)
-        return predictions
-
-    def _sum_training_seconds(self) -> float:
-        logs = self.workdir.glob("**/metrics.jsonl")
-        lines = [line for log in logs for line in log.read_text().splitlines()]
-        return sum(json.loads(line)["seconds"] for line in lines)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> None:
@@ -435,7 +61,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     if mode in ("run", "evaluate", "report"):
         for name in config.refiners:
             experiment.evaluate(name)
-        experiment.report(command)
+        report(experiment, command)
 
 
 def _describe_dataset(dataset: Dataset) -> str:
@@ -446,10 +72,71 @@ def _describe_dataset(dataset: Dataset) -> str:
     )
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
-    return flat
+def report(experiment: Experiment, command: str) -> None:
+    """Writes results/ from what the other stages left."""
+    refiners = [_read_result(experiment, name) for name in experiment.config.refiners]
+    rows = make_rows(
+        experiment.config.segmenter.title,
+        refiners,
+        experiment.dataset.test.blocks,
+        experiment.config.evaluation.num_resamples,
+    )
+    summary = json.loads(
+        (experiment.workdir / "segmenter" / "summary.json").read_text()
+    )
+    write_results(
+        experiment.workdir / "results",
+        experiment.dataset,
+        rows,
+        refiners,
+        functools.partial(_predict_test, experiment, refiners),
+        collect_provenance(
+            command,
+            experiment.config.seed,
+            training_minutes=round(_sum_training_seconds(experiment.workdir) / 60, 1),
+            **summary,
+        ),
+    )
+
+
+def _read_result(experiment: Experiment, name: str) -> RefinerResult:
+    folder = experiment.workdir / "refiners" / name
+    selection = json.loads((folder / "selection.json").read_text())
+    title = (
+        f"{experiment.config.segmenter.title} + {experiment.config.refiner[name].title}"
+    )
+    return RefinerResult(
+        name=name,
+        title=title,
+        step_size=selection["refined"]["step_size"],
+        num_iterations=selection["refined"]["num_iterations"],
+        damped_step_size=selection["damped"]["step_size"],
+        folder=folder,
+    )
+
+
+def _predict_test(
+    experiment: Experiment, refiners: list[RefinerResult], indices: list[int]
+) -> dict[str, np.ndarray]:
+    """Label maps of some test images, by row title, the segmenter's first."""
+    images, _ = experiment.dataset.test.stack(indices)
+    predictions: dict[str, np.ndarray] = {}
+    for refiner in refiners:
+        initial, refined = predict_labels(
+            experiment.segmenter,
+            experiment.create_refiner(refiner.name),
+            experiment.segmenter_variables,
+            experiment.train_refiner(refiner.name),
+            images,
+            step_size=jnp.asarray(refiner.step_size),
+            num_iterations=refiner.num_iterations,
+        )
+        predictions.setdefault(experiment.config.segmenter.title, np.asarray(initial))
+        predictions[refiner.title] = np.asarray(refined)
+    return predictions
+
+
+def _sum_training_seconds(workdir: pathlib.Path) -> float:
+    logs = workdir.glob("**/metrics.jsonl")
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    return sum(json.loads(line)["seconds"] for line in lines)

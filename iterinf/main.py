@@ -36,7 +36,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"iterinf: unexpected argument {argv[1]!r}; options start with --")
-    logging.set_verbosity(logging.ERROR)  # of Orbax and XLA; ours go by other ways
+    logging.set_verbosity(logging.FATAL)  # Orbax and XLA; we raise what matters
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
     workdir = pathlib.Path(str(_WORKDIR.value))

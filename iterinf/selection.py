@@ -1,9 +1,10 @@
 """Step size and number of iterations, chosen on the validation split."""
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -90,30 +91,49 @@ def count_refinements(
         images.reshape(*shape, *images.shape[1:]),
         labels.reshape(*shape, *labels.shape[1:]),
     )
-    with tqdm(
-        desc=title,
-        total=len(batches[0]),
-        unit="batch",
-        disable=not title,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    ) as bar:
+    with _open_bar(title, len(batches[0])):
         initial, refined = _count_batches(
             segmenter,
             refiner,
             num_iterations,
             num_classes,
-            bar.update if title else None,
+            bool(title),
             {"segmenter": segmenter_variables, "refiner": refiner_variables},
             batches,
             jnp.asarray(step_sizes, jnp.float32),
         )
         initial, refined = jax.device_get((initial, refined))
-        jax.effects_barrier()
     k = num_classes
     return Counts(
         initial.reshape(-1, k, k)[:num_images],
         refined.reshape(-1, len(step_sizes), num_iterations, k, k)[:num_images],
     )
+
+
+_open_bars: list[tqdm] = []
+
+
+@contextlib.contextmanager
+def _open_bar(title: str, total: int) -> Iterator[None]:
+    """Shows a bar, unless untitled, that `_advance_bar` moves.
+
+    The compiled sweep calls that one function, whatever bar is open: a bar of its own
+    would be a new program for every sweep.
+    """
+    interval = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(
+        desc=title, total=total, unit="batch", disable=not title, mininterval=interval
+    ) as bar:
+        _open_bars.append(bar)
+        try:
+            yield
+        finally:
+            jax.effects_barrier()
+            _open_bars.remove(bar)
+
+
+def _advance_bar(_: Array) -> None:
+    _open_bars[-1].update()
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -122,7 +142,7 @@ def _count_batches(
     refiner: nn.Module,
     num_iterations: int,
     num_classes: int,
-    report: Any,
+    report_progress: bool,
     variables: dict[str, Variables],
     batches: tuple[Array, Array],
     step_sizes: Float[Array, " s"],
@@ -151,8 +171,8 @@ def _count_batches(
             num_iterations=num_iterations,
             observe=observe,
         )
-        if report is not None:
-            jax.debug.callback(lambda _: report(), refined[0, 0, 0, 0, 0])
+        if report_progress:
+            jax.debug.callback(_advance_bar, refined[0, 0, 0, 0, 0])
         return observe(candidate.y), jnp.moveaxis(refined, 2, 0)
 
     return jax.lax.map(count_batch, batches)

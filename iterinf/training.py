@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import signal
 import sys
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from iterinf.checkpoints import Checkpoints, Progress
 from iterinf.errors import UserError
+from iterinf.files import write_atomically
 from iterinf.losses import LossSum
 from iterinf.types import Batch
 
@@ -173,7 +175,7 @@ class MetricsLog:
         if path.exists():
             lines = path.read_text().split("\n")[:-1]  # a torn last line has no end
             kept = [line for line in lines if json.loads(line)["epoch"] <= keep_until]
-            path.write_text("".join(line + "\n" for line in kept))
+            write_atomically({path: "".join(line + "\n" for line in kept).encode()})
 
     def write(self, record: Mapping[str, int | float]) -> None:
         """Appends a line."""
@@ -279,7 +281,7 @@ def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
     """The progress after an epoch that ended with `value`."""
     epoch, best = progress.epoch + 1, progress.best_value
     better = best is None or (value > best if schedule.maximize else value < best)
-    if better:
+    if better and not math.isnan(value):
         progress = progress._replace(best_value=value, best_epoch=epoch)
     waited = epoch - progress.best_epoch
     finished = epoch >= schedule.num_epochs or waited >= schedule.patience
