@@ -191,7 +191,7 @@ class Experiment:
         training = settings.training
         steps_per_epoch = max(1, len(self.dataset.train) // training.batch_size)
         optimizer = create_optimizer(
-            **training.optimizer, steps_per_epoch=steps_per_epoch
+            **training.optimizer.to_dict(), steps_per_epoch=steps_per_epoch
         )
         key = jax.random.key(self.config.seed)
         init_key, step_key = jax.random.split(key)

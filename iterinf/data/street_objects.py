@@ -20,7 +20,7 @@ from iterinf.data.canvas import (
 )
 
 # A knob like those of `canvas`: how near, hence how large, objects stand.
-OBJECT_SIZE = 1.0
+OBJECT_SIZE = 1.5
 
 # Palettes overlap on purpose: colour alone does not tell a class.
 GREYS: Palette = [(0.35, 0.35, 0.37), (0.55, 0.54, 0.52), (0.22, 0.22, 0.24)]
@@ -66,7 +66,7 @@ def _draw_pole(canvas: Canvas, x: float, scale: float) -> None:
     high = canvas.uniform(3.5, 6.5)
     sprite = Sprite(canvas, POLE, x, scale, 1.6, high + 0.3)
     color = canvas.color(_POLES)
-    sprite.paint(sprite.bar(0, canvas.uniform(0.16, 0.3), 0, high), color)
+    sprite.paint(sprite.bar(0, canvas.uniform(0.2, 0.36), 0, high), color)
     if canvas.chance(0.4):
         reach = -0.7 if x > 0 else 0.7
         sprite.paint(sprite.bar(reach, 1.4, high - 0.12, high), color)
@@ -74,9 +74,9 @@ def _draw_pole(canvas: Canvas, x: float, scale: float) -> None:
 
 def _draw_sign(canvas: Canvas, x: float, scale: float) -> None:
     """A plate (disc, board or triangle) or traffic light on the top of a pole."""
-    high, half = canvas.uniform(2.1, 3.2), canvas.uniform(0.35, 0.6)
+    high, half = canvas.uniform(2.1, 3.2), canvas.uniform(0.45, 0.75)
     sprite = Sprite(canvas, POLE, x, scale, 1, high + 2 * half + 0.2)
-    sprite.paint(sprite.bar(0, 0.16, 0, high + half), canvas.color(_POLES))
+    sprite.paint(sprite.bar(0, 0.22, 0, high + half), canvas.color(_POLES))
     sprite.class_id = SIGN
     color, inner = canvas.color(_PLATES), canvas.color(_PLATES)
     shape = canvas.count(0, 3)
