@@ -1,5 +1,7 @@
 """Command line: flags only. What they mean is in configs/base.py and experiment.py."""
 
+import contextlib
+import io
 import os
 import pathlib
 import shlex
@@ -25,11 +27,18 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags and loads the config file; errors are one line."""
     try:
-        return flags.FLAGS(argv)
+        with contextlib.redirect_stderr(io.StringIO()):  # a traceback of config_flags
+            rest = flags.FLAGS(argv)
+        _ = _CONFIG.value.seed
+        return rest
     except (AttributeError, KeyError) as error:
         sys.exit(f"iterinf: no such config key: {error}")
-    except (flags.Error, OSError, TypeError, ValueError, ImportError) as error:
+    except OSError as error:
+        reason = str(error).splitlines()[-1].strip()
+        sys.exit(f"iterinf: cannot load the config file: {reason}")
+    except (flags.Error, TypeError, ValueError, ImportError) as error:
         sys.exit(f"iterinf: {error}")
 
 

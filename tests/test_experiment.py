@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 
 import jax
 import numpy as np
@@ -109,34 +108,33 @@ KILLS = [
     ("os", "rename", 9),  # in the write of its second checkpoint
     ("iterinf.training", "_advance", 3),  # in a refiner's training
     ("iterinf.selection", "_advance_bar", 1),  # in a sweep
-    ("iterinf.stages", "write_json", 4),  # after a sweep, its choice not yet kept
+    ("iterinf.stages", "write_json", 3),  # after a sweep, its choice not yet kept
 ]
 DRIVER = """
-    import importlib, os, pathlib, signal, sys
-    import jax
-    jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-    from iterinf.experiment import run
-from iterinf.stages import Experiment
-    from tests import tiny
+import importlib, os, pathlib, signal, sys
+import jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+from iterinf.experiment import run
+from tests import tiny
 
-    def kill_at(module, name, n):
-        module = importlib.import_module(module)
-        function, calls = getattr(module, name), []
-        def counted(*args, **kwargs):
-            calls.append(0)
-            if len(calls) == n:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-        setattr(module, name, counted)
+def kill_at(module, name, n):
+    module = importlib.import_module(module)
+    function, calls = getattr(module, name), []
+    def counted(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    setattr(module, name, counted)
 
-    if len(sys.argv) > 3:
-        kill_at(sys.argv[3], sys.argv[4], int(sys.argv[5]))
-    run(tiny.get_config(), pathlib.Path(sys.argv[1]), "run", "")
+if len(sys.argv) > 3:
+    kill_at(sys.argv[3], sys.argv[4], int(sys.argv[5]))
+run(tiny.get_config(), pathlib.Path(sys.argv[1]), "run", "")
 """
 
 
 def run_driver(workdir, cache, *kill):
-    arguments = [sys.executable, "-c", textwrap.dedent(DRIVER), workdir, cache, *kill]
+    arguments = [sys.executable, "-c", DRIVER, workdir, cache, *kill]
     return subprocess.run(
         [str(argument) for argument in arguments],
         cwd=ROOT,

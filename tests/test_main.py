@@ -41,7 +41,9 @@ def make_folder(root, *, label_value=0, label_size=(40, 60), cut=None):
     ]
     root.mkdir()
     (root / "classes.json").write_text(
-        repr({"classes": classes, "void_id": 255}).replace("'", '"')
+        repr({"classes": classes, "void_id": 255, "void_color": [0, 0, 0]}).replace(
+            "'", '"'
+        )
     )
     for split in ("train", "validation", "test"):
         wrong = split == "train"
