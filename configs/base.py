@@ -18,6 +18,7 @@ def create_training(**changes) -> ConfigDict:
             "num_epochs": 500,
             "patience": 100,  # epochs without a better monitored value
             "monitor": "validation/loss",  # or validation/mean_iou
+            "ema_decay": 0.0,  # a step; of the average that is kept; 0: no average
             "optimizer": {
                 "name": "rmsprop",  # any of optax
                 "learning_rate": 1e-3,

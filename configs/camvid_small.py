@@ -1,8 +1,9 @@
 """Half-size CamVid frames on a CPU: a narrow FCN-8, five-level DAEs.
 
 Against configs/camvid_fcn8.py: frames of 180x240, crops of 112, FCN-8 at a quarter of
-the width with 'same' padding, photometric jitter for the segmenter, DAEs 16 to 256 wide
-with skip connections and a linear decoder, which learn fast enough for a CPU.
+the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read the image
+and all pools up to pool4, start as the identity and keep an average of their
+parameters. docs/results.md says what else was tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
   --config.dataset.options.path=PATH_OF_CAMVID
@@ -23,19 +24,22 @@ def get_config():
         input_mean=(0.412, 0.425, 0.433),  # of CamVid's training frames
         input_std=(0.307, 0.312, 0.307),
     )
-    segmenter.training.update(
-        crop_size=(112, 112), jitter=0.3, num_epochs=150, patience=15
-    )
+    segmenter.training.update(crop_size=(112, 112), num_epochs=150, patience=15)
     segmenter.training.optimizer.update(learning_rate=1e-3, decay_per_epoch=0.97)
     for refiner in config.refiner.values():
         refiner.model.update(
-            widths=(16, 32, 64, 128, 256), relu_decoder=False, skip_connections=True
+            widths=(16, 32, 64, 128, 256),
+            features=("input", "pool1", "pool2", "pool3", "pool4"),
+            relu_decoder=False,
+            skip_connections=True,
+            start_as_identity=True,
         )
         refiner.training.update(
             crop_size=(112, 112),
-            num_epochs=60,
-            patience=15,
+            num_epochs=70,
+            patience=20,
             monitor="validation/mean_iou",
+            ema_decay=0.99,
         )
         refiner.training.optimizer = {
             "name": "adam",
@@ -44,5 +48,6 @@ def get_config():
             "weight_decay": 1e-4,
             "options": {},
         }
+    config.selection.num_iterations = 30
     config.evaluation.batch_size = 5
     return config

@@ -29,7 +29,7 @@ class Checkpoints:
 
     Each holds two items: `model` (parameters alone, all that inference needs) and
     `train` (optimizer state, step = position in the data, random key, running sums),
-    beside two small JSON items, `progress` and the `shapes` of the model's arrays.
+    beside two small JSON items, `progress` and the `shapes` of both items' arrays.
     Writing goes on in the background; a write cut off by a kill leaves the checkpoint
     before it untouched.
 
@@ -97,7 +97,7 @@ class Checkpoints:
                     model=ocp.args.StandardSave(model),
                     train=ocp.args.StandardSave(train),
                     progress=ocp.args.JsonSave(progress._asdict()),
-                    shapes=ocp.args.JsonSave(_list_shapes(model)),
+                    shapes=ocp.args.JsonSave(_list_shapes(model=model, train=train)),
                 ),
                 metrics={_METRIC: score},
             )
@@ -111,10 +111,10 @@ class Checkpoints:
         """Reads the newest checkpoint into the structure of `model` and `train`.
 
         Raises:
-          UserError: if it holds another model.
+          UserError: if it holds another model, or another optimizer's state.
         """
         step = self._manager.latest_step()
-        self._check_shapes(step, model)
+        self._check_shapes(step, model=model, train=train)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -135,20 +135,23 @@ class Checkpoints:
         step = self._manager.best_step()
         if step is None:
             raise UserError(f"{self.folder}: no checkpoint here; train first")
-        self._check_shapes(step, model)
+        self._check_shapes(step, model=model)
         item = ocp.args.StandardRestore(_describe(model))
         return self._manager.restore(step, args=ocp.args.Composite(model=item))["model"]
 
-    def _check_shapes(self, step: int | None, model: Any) -> None:
-        """Names the first array by which the checkpoint is another model's."""
-        item = ocp.args.Composite(shapes=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=item)["shapes"]
-        wanted = _list_shapes(model)
+    def _check_shapes(self, step: int | None, **items: Any) -> None:
+        """Names the first array by which an item is another model's or optimizer's."""
+        restore = ocp.args.Composite(shapes=ocp.args.JsonRestore())
+        shapes = self._manager.restore(step, args=restore)["shapes"]
+        found = {path: shapes[path] for path in shapes if path.split("/")[0] in items}
+        wanted = _list_shapes(**items)
         for path in sorted(found.keys() | wanted.keys()):
             there, here = found.get(path, "missing"), wanted.get(path, "missing")
             if there != here:
+                item, name = path.split("/", 1)
+                kind = "model" if item == "model" else "optimizer"
                 raise UserError(
-                    f"{self.folder}: checkpoint of another model: {path} is {there} "
+                    f"{self.folder}: checkpoint of another {kind}: {name} is {there} "
                     f"there and {here} here"
                 )
 
@@ -197,9 +200,9 @@ def _describe(tree: Any) -> Any:
     )
 
 
-def _list_shapes(tree: Any) -> dict[str, list[int]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _list_shapes(**items: Any) -> dict[str, list[int]]:
+    leaves = jax.tree_util.tree_leaves_with_path(items)
     return {
-        "/".join(str(getattr(key, "key", key)) for key in path): list(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
         for path, leaf in leaves
     }

@@ -16,7 +16,7 @@ from iterinf.data import Dataset, Split, create_dataset
 from iterinf.data.loader import make_train_batches
 from iterinf.errors import UserError
 from iterinf.evaluation import compute_mean_iou
-from iterinf.files import write_arrays, write_json
+from iterinf.files import read_arrays, write_arrays, write_json
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.metrics import confusion_matrix, mean_iou
 from iterinf.objectives import (
@@ -40,7 +40,7 @@ from iterinf.training import (
     make_train_step,
 )
 
-_MAY_CHANGE = ("refiners", "report", "loader")  # without another workdir
+_MAY_CHANGE = ("refiners", "progress", "loader")  # without another workdir
 
 
 class Experiment:
@@ -84,14 +84,21 @@ class Experiment:
                 raise UserError(f"config.refiners: unknown {name!r}; known: {known}")
 
     def _keep_config(self) -> None:
-        """Writes config.json; an earlier one must agree in all that shapes results."""
+        """Writes config.json; where there are results, an earlier one must agree.
+
+        In all that shapes results, that is; refiners may be added.
+        """
         path = self.workdir / "config.json"
         settings = json.loads(self.config.to_json())
-        if path.exists():
-            before, now = _flatten(json.loads(path.read_text())), _flatten(settings)
+        if path.exists() and any(self.workdir.glob("**/checkpoints/*")):
+            earlier = json.loads(path.read_text())
+            added = settings["refiner"].keys() - earlier["refiner"].keys()
+            free = (*_MAY_CHANGE, *(f"refiner.{name}" for name in added))
+            before, now = _flatten(earlier), _flatten(settings)
             for key in sorted(before.keys() | now.keys()):
                 old, new = before.get(key), now.get(key)
-                if old != new and key.split(".")[0] not in _MAY_CHANGE:
+                is_free = f"{key}.".startswith(tuple(f"{prefix}." for prefix in free))
+                if old != new and not is_free:
                     raise UserError(
                         f"{self.workdir} holds results with config.{key} = {old!r}, "
                         f"not {new!r}; name another workdir"
@@ -197,8 +204,10 @@ class Experiment:
         init_key, step_key = jax.random.split(key)
         params = jax.jit(network.init)(init_key, inputs)["params"]
         return fit(
-            create_train_state(params, optimizer, step_key),
-            make_train_step(compute_loss, optimizer),
+            create_train_state(
+                params, optimizer, step_key, averaged=training.ema_decay > 0
+            ),
+            make_train_step(compute_loss, optimizer, ema_decay=training.ema_decay),
             validate,
             functools.partial(self._make_batches, training),
             folder,
@@ -283,19 +292,21 @@ class Experiment:
         return selection
 
     def evaluate(self, name: str) -> None:
-        """Runs the test split once, at the choice that is on disk by now."""
-        folder = self.workdir / "refiners" / name
-        if (folder / "test.npz").exists():
-            return
+        """Runs the test split once a choice, which is on disk by now."""
+        path = self.workdir / "refiners" / name / "test.npz"
         selection = self.select(name)
-        damped = json.loads((folder / "selection.json").read_text())["damped"]
+        damped = json.loads(path.with_name("selection.json").read_text())["damped"]
+        choice = np.array([*selection[:2], damped["step_size"]])
+        if path.exists() and np.array_equal(read_arrays(path)["choice"], choice):
+            return
         variables = self.train_refiner(name)
         count = functools.partial(self._count, name, variables, self.dataset.test)
         num_iterations = self.config.selection.num_iterations
         counts = count((selection.step_size,), num_iterations, f"test of {name}")
         controls = count((1.0, damped["step_size"]), 1, f"controls of {name}")
         write_arrays(
-            folder / "test.npz",
+            path,
+            choice=choice,  # step size, iterations, step size of the damped control
             initial=counts.initial,
             refined=counts.refined[:, 0, selection.num_iterations - 1],
             one_reconstruction=controls.refined[:, 0, 0],

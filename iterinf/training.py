@@ -36,6 +36,12 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]  # constant; a step's randomness is fold_in(key, step)
     sums: LossSum  # over the epoch so far
     first_bad_step: Int[Array, ""]  # step of the first non-finite loss, or -1
+    average: Params | None = None  # of params over the steps; None: not kept
+
+    @property
+    def model(self) -> Params:
+        """What is validated and kept: the average if there is one, else `params`."""
+        return self.params if self.average is None else self.average
 
 
 class Schedule(NamedTuple):
@@ -96,9 +102,13 @@ def _mask_weights(params: Params) -> PyTree[bool]:
 
 
 def create_train_state(
-    params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    *,
+    averaged: bool = False,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; `averaged` says if an average is kept."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -106,18 +116,26 @@ def create_train_state(
         key=key,
         sums=LossSum(jnp.zeros(()), jnp.zeros(())),
         first_bad_step=jnp.full((), -1, jnp.int32),
+        average=jax.tree.map(jnp.copy, params) if averaged else None,
     )
 
 
 def make_train_step(
-    compute_loss: LossFunction, optimizer: optax.GradientTransformation
+    compute_loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Any, Batch], TrainState]:
     """Makes the pure step (state, frozen, batch) -> state.
+
+    Where the state keeps an average, it follows the parameters:
+    average <- ema_decay * average + (1 - ema_decay) * params.
 
     Args:
       compute_loss: (params, frozen, batch, key) -> summed loss over labelled pixels;
         its mean is minimised.
       optimizer: turns gradients into updates.
+      ema_decay: of the exponential moving average, 0..1.
 
     Returns:
       The step, to be jitted; `frozen` are variables that the loss reads and nobody
@@ -133,14 +151,19 @@ def make_train_step(
 
         gradients, sums = jax.grad(compute_mean, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(params, average, 1 - ema_decay)
         bad = (state.first_bad_step < 0) & ~jnp.isfinite(sums.total)
         return TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             key=state.key,
             sums=jax.tree.map(jnp.add, state.sums, sums),
             first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+            average=average,
         )
 
     return train_step
@@ -234,8 +257,7 @@ def fit(
                     _save_and_exit(checkpoints, state, progress)
                 state = step_compiled(state, frozen, next(batches))
                 bar.update()
-            loss = _check_finite(state)
-            metrics = {"train/loss": loss, **evaluate(state.params)}
+            metrics = {"train/loss": _check_finite(state), **evaluate(state.model)}
             value = metrics[schedule.monitor]
             progress = _advance(progress, value, schedule)
             seconds = round(time.monotonic() - started, 2)
@@ -247,7 +269,7 @@ def fit(
             if interruption.requested:
                 _save_and_exit(checkpoints, state, progress)
         bar.close()
-        return checkpoints.restore_best({"params": state.params})["params"]
+        return checkpoints.restore_best({"params": state.model})["params"]
 
 
 def _open_bar(
@@ -294,8 +316,8 @@ def _save(
     progress: Progress,
     value: float | None,
 ) -> None:
-    train = {"rest": state._replace(params=None)}
-    checkpoints.save(int(state.step), {"params": state.params}, train, progress, value)
+    model, train = _split(state)
+    checkpoints.save(int(state.step), model, train, progress, value)
 
 
 def _save_and_exit(
@@ -308,9 +330,15 @@ def _save_and_exit(
     raise SystemExit(0)
 
 
+def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What inference needs, and what only going on needs; together the state."""
+    rest = {"params": None} if state.average is None else {"average": None}
+    return {"params": state.model}, {"rest": state._replace(**rest)}
+
+
 def _restore(
     checkpoints: Checkpoints, state: TrainState
 ) -> tuple[TrainState, Progress]:
-    train = {"rest": state._replace(params=None)}
-    model, train, progress = checkpoints.restore_latest({"params": state.params}, train)
-    return train["rest"]._replace(params=model["params"]), progress
+    model, train, progress = checkpoints.restore_latest(*_split(state))
+    restored = {"params" if state.average is None else "average": model["params"]}
+    return train["rest"]._replace(**restored), progress

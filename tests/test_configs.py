@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import pathlib
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from iterinf.objectives import propose
+from iterinf.data import DATASETS
+from iterinf.objectives import make_refiner_loss, propose
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.training import create_optimizer
@@ -36,17 +38,23 @@ def test_has_the_keys_of_base(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_builds(name):
-    config = load(name)
+    config = load(name).lock()
+    key, crop_size = jax.random.key(0), config.segmenter.training.crop_size
     segmenter = create_segmenter(
         config.segmenter.name, num_classes=11, **config.segmenter.model
     )
-    key = jax.random.key(0)
-    for refiner_name in config.refiners:
-        settings = config.refiner[refiner_name]
-        images = jnp.zeros((1, *settings.training.crop_size, 3))
-        variables = jax.eval_shape(segmenter.init, key, images)
+    variables = jax.eval_shape(segmenter.init, key, jnp.zeros((1, *crop_size, 3)))
+    logits, _ = jax.eval_shape(
+        segmenter.apply, variables, jnp.zeros((1, *crop_size, 3))
+    )
+    assert logits.shape == (1, *crop_size, 11)
+    assert config.refiners
+    for settings in (config.refiner[refiner] for refiner in config.refiners):
+        crop_size = settings.training.crop_size
         candidate = jax.eval_shape(
-            functools.partial(propose, segmenter), variables, images
+            functools.partial(propose, segmenter),
+            variables,
+            jnp.zeros((1, *crop_size, 3)),
         )
         refiner = create_refiner(
             settings.name,
@@ -55,13 +63,33 @@ def test_builds(name):
             **settings.model,
         )
         weights = jax.eval_shape(refiner.init, key, candidate)
-        assert jax.eval_shape(refiner.apply, weights, candidate).shape == (
-            *images.shape[:3],
-            11,
-        )
-        for training in (config.segmenter.training, settings.training):
-            assert training.monitor in ("validation/loss", "validation/mean_iou")
-            create_optimizer(**training.optimizer.to_dict(), steps_per_epoch=1)
+        reconstruction = jax.eval_shape(refiner.apply, weights, candidate)
+        assert reconstruction.shape == (1, *crop_size, 11)
+        make_refiner_loss(segmenter, refiner, **settings.objective)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_by_known_names(name):
+    config = load(name)
+    sections = [config.segmenter, *config.refiner.values()]
+    for training in (section.training for section in sections):
+        optimizer = create_optimizer(**training.optimizer.to_dict(), steps_per_epoch=1)
+        assert callable(optimizer.update)
+        assert training.monitor in ("validation/loss", "validation/mean_iou")
+    parameters = inspect.signature(DATASETS[config.dataset.name]).parameters
+    assert set(config.dataset.options) <= set(parameters)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refiners_of_a_table_differ_in_scenario_alone(name):
+    """Fair fights: DAE(y) and DAE(y_true) share network, optimizer and schedule."""
+    refiner = load(name).refiner
+    first, second = refiner.dae_y, refiner.dae_ytrue
+    assert first.model == second.model
+    assert first.training == second.training
+    scenario = {"start", "sigma"}
+    changed = {k for k, v in first.objective.items() if v != second.objective[k]}
+    assert changed == scenario
 
 
 def test_a_misspelt_key_is_refused():

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +68,7 @@ def test_leaves_its_results(workdir):
     assert int(rows[-1]["num_iterations"]) == choice["num_iterations"]
     provenance = json.loads((workdir / "results" / "table.json").read_text())
     assert provenance["provenance"]["command"] == "the command"
+    assert (workdir / "results" / "table.md").read_text().startswith("| model | sky ")
     figures = {path.name for path in (workdir / "results" / "figures").iterdir()}
     assert figures == {
         "figure3.png",
@@ -75,10 +78,78 @@ def test_leaves_its_results(workdir):
 
 
 def test_a_finished_run_is_not_run_again(workdir):
-    logs, rows = read_logs(workdir), read_table(workdir)
+    def list_states():
+        """All but results/: checkpoints by time, other files by content."""
+        paths = [p for p in workdir.glob("**/*") if p.is_file() and p.suffix != ".png"]
+        checkpoints = {
+            p: p.stat().st_mtime_ns for p in paths if "checkpoints" in str(p)
+        }
+        ours = ("metrics.jsonl", "selection.json", "curve.npz", "test.npz", "table.csv")
+        assert checkpoints
+        return checkpoints, {p: p.read_bytes() for p in paths if p.name in ours}
+
+    before = list_states()
     run(tiny.get_config(), workdir, "run", "again")
-    assert read_logs(workdir) == logs
-    assert read_table(workdir) == rows
+    assert list_states() == before
+
+
+def copy_folder(workdir, tmp_path):
+    return pathlib.Path(shutil.copytree(workdir, tmp_path / "copy"))
+
+
+def test_stages_come_one_after_the_other(workdir, tmp_path):
+    """Test is read when the choice is on disk, and the choice is read from there."""
+    folder = copy_folder(workdir, tmp_path)
+    shutil.rmtree(folder / "results")
+    results = [folder / "refiners" / name for name in ("dae_y", "dae_ytrue")]
+    names = ("selection.json", "curve.npz", "test.npz")
+    for result in results:
+        for name in names:
+            (result / name).unlink()
+    run(tiny.get_config(), folder, "train_refiner", "")
+    assert not any((result / name).exists() for result in results for name in names)
+    run(tiny.get_config(), folder, "sweep", "")
+    for result in results:
+        assert (result / "selection.json").exists()
+        assert not (result / "test.npz").exists()
+    assert not (folder / "results").exists()
+    run(tiny.get_config(), folder, "evaluate", "")
+    assert read_table(folder) == read_table(workdir)
+
+
+def test_the_choice_on_disk_is_the_one_evaluated(workdir, tmp_path):
+    folder = copy_folder(workdir, tmp_path)
+    path = folder / "refiners" / "dae_y" / "selection.json"
+    content = json.loads(path.read_text())
+    content["refined"] |= {"step_size": 1.0, "num_iterations": 1}
+    content["damped"]["step_size"] = 1.0
+    path.write_text(json.dumps(content))
+    run(tiny.get_config(), folder, "run", "")
+    assert json.loads(path.read_text()) == content
+    rows, before = read_table(folder), read_table(workdir)
+    assert [row["model"] for row in rows] == ROWS
+    assert rows[:4] == before[:4]  # of the other refiner
+    reconstructed, damped, refined = (row | {"model": ""} for row in rows[-3:])
+    assert reconstructed == before[-3] | {"model": ""}
+    assert damped == refined == reconstructed
+
+
+def test_a_refiner_added_later_is_trained_alone(tmp_path):
+    config = tiny.get_config()
+    config.refiners = ("dae_y",)
+    later = config.refiner.dae_ytrue
+    del config.refiner["dae_ytrue"]
+    run(config, tmp_path, "sweep", "")
+    logs = read_logs(tmp_path)
+    config.refiner.dae_ytrue = later
+    config.refiners = ("dae_ytrue", "dae_y")
+    run(config, tmp_path, "run", "")
+    assert [row["model"] for row in read_table(tmp_path)] == ROWS
+    assert {path: read_logs(tmp_path)[path] for path in logs} == logs
+    del config.refiner["dae_ytrue"]
+    config.refiners = ("dae_y",)
+    with pytest.raises(UserError, match="config.refiner.dae_ytrue"):
+        run(config, tmp_path, "run", "")
 
 
 def test_a_workdir_of_another_config_is_refused(workdir):
@@ -86,6 +157,23 @@ def test_a_workdir_of_another_config_is_refused(workdir):
     config.segmenter.training.num_epochs = 3
     with pytest.raises(UserError, match="config.segmenter.training.num_epochs = 2"):
         run(config, workdir, "run", "")
+
+
+def test_what_shapes_no_result_may_change(workdir):
+    config = tiny.get_config()
+    config.progress = False
+    config.loader.num_threads = 2
+    rows = read_table(workdir)
+    run(config, workdir, "run", "")
+    assert read_table(workdir) == rows
+
+
+def test_a_config_that_failed_leaves_the_workdir_free(tmp_path):
+    config = tiny.get_config()
+    config.segmenter.training.optimizer.name = "adamm"
+    with pytest.raises(UserError, match="optimizer 'adamm' of optax"):
+        run(config, tmp_path, "train_segmenter", "")
+    run(tiny.get_config(), tmp_path, "train_segmenter", "")
 
 
 @pytest.mark.parametrize(
@@ -102,42 +190,62 @@ def test_bad_refiners_are_refused(tmp_path, key, value, message):
         run(config, tmp_path, "run", "")
 
 
-# Where the process kills itself: module, function, at which of its calls.
-KILLS = [
-    ("iterinf.data.loader", "_make_batch", 3),  # in the segmenter's training
-    ("os", "rename", 9),  # in the write of its second checkpoint
-    ("iterinf.training", "_advance", 3),  # in a refiner's training
-    ("iterinf.selection", "_advance_bar", 1),  # in a sweep
-    ("iterinf.stages", "write_json", 3),  # after a sweep, its choice not yet kept
-]
+def draw_moments():
+    """Where the process gets a signal: function, at which of its calls, with what.
+
+    Each is drawn within its stage; calls are those whose arguments hold the word.
+    """
+    draw = np.random.default_rng(0).integers
+    kill, terminate = signal.SIGKILL, signal.SIGTERM
+    return [
+        # 4 steps of training; a checkpoint ends in six renames.
+        (kill, "tqdm.tqdm.update", draw(1, 5), ""),
+        (kill, "os.rename", draw(1, 7), "/segmenter/checkpoints/4"),
+        (terminate, "tqdm.tqdm.update", draw(1, 5), "dae_ytrue"),
+        # 2 batches in a sweep; then 2 of the control.
+        (kill, "iterinf.selection._advance_bar", draw(1, 3), ""),
+        (kill, "iterinf.stages.Experiment.evaluate", 1, "'dae_y'"),
+        (kill, "os.replace", draw(1, 4), "/results/table"),
+    ]
+
+
 DRIVER = """
-import importlib, os, pathlib, signal, sys
-import jax
-jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-from iterinf.experiment import run
-from tests import tiny
+import importlib, os, sys
+from iterinf import main
 
-def kill_at(module, name, n):
-    module = importlib.import_module(module)
-    function, calls = getattr(module, name), []
+def send(signal, path, n, word):
+    module, _, name = path.rpartition(".")
+    try:
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError:
+        module, _, kind = module.rpartition(".")
+        owner = getattr(importlib.import_module(module), kind)
+    function, calls = getattr(owner, name), []
     def counted(*args, **kwargs):
-        calls.append(0)
+        calls.extend([0] * (word in repr(args)))
         if len(calls) == n:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal)
         return function(*args, **kwargs)
-    setattr(module, name, counted)
+    setattr(owner, name, counted)
 
-if len(sys.argv) > 3:
-    kill_at(sys.argv[3], sys.argv[4], int(sys.argv[5]))
-run(tiny.get_config(), pathlib.Path(sys.argv[1]), "run", "")
+_, workdir, *moment = sys.argv
+if moment:
+    send(int(moment[0]), moment[1], int(moment[2]), moment[3])
+sys.argv = ["main", "--config=tests/tiny.py", "--workdir=" + workdir]
+main.main()
 """
 
 
-def run_driver(workdir, cache, *kill):
-    arguments = [sys.executable, "-c", DRIVER, workdir, cache, *kill]
+def run_driver(workdir, cache, *moment):
+    arguments = [sys.executable, "-c", DRIVER, workdir, *moment]
     return subprocess.run(
         [str(argument) for argument in arguments],
         cwd=ROOT,
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -154,14 +262,17 @@ def read_parameters(workdir):
 
 
 @pytest.mark.slow
-def test_killed_five_times_it_ends_the_same(workdir, tmp_path):
-    cache = tmp_path / "cache"
-    for kill in KILLS:
-        done = run_driver(tmp_path / "killed", cache, *kill)
-        assert done.returncode == -signal.SIGKILL, (kill, done.stderr)
-    done = run_driver(tmp_path / "killed", cache)
+def test_killed_and_resumed_it_ends_the_same(workdir, tmp_path):
+    killed, cache = tmp_path / "killed", tmp_path / "cache"
+    for number, *moment in draw_moments():
+        done = run_driver(killed, cache, int(number), *moment)
+        expected = 0 if number == signal.SIGTERM else -number
+        assert done.returncode == expected, (moment, done.stderr)
+        assert ("SIGTERM: saved" in done.stdout) == (number == signal.SIGTERM)
+    done = run_driver(killed, cache)
     assert done.returncode == 0, done.stderr
-    assert read_table(tmp_path / "killed") == read_table(workdir)
-    found, expected = read_parameters(tmp_path / "killed"), read_parameters(workdir)
+    tables = [folder / "results" / "table.csv" for folder in (killed, workdir)]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    found, expected = read_parameters(killed), read_parameters(workdir)
     for array, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(array, other)

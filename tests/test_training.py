@@ -62,22 +62,36 @@ def evaluate(params):
     return {"validation/loss": float(jnp.exp(-params["layer"]["kernel"][0, 1]))}
 
 
-def create_state(optimizer, params=None):
+def create_state(optimizer, params=None, averaged=False):
     """The state before the first step."""
-    return create_train_state(params or create_params(), optimizer, jax.random.key(7))
+    key = jax.random.key(7)
+    return create_train_state(
+        params or create_params(), optimizer, key, averaged=averaged
+    )
 
 
-def run_fit(
-    folder, *, batches=make_batches, loss=compute_loss, evaluate=evaluate, **options
-):
-    """Trains the layer with RMSprop."""
-    optimizer = create_optimizer(
+def create_rmsprop():
+    """The optimizer of `run_fit`."""
+    return create_optimizer(
         "rmsprop",
         learning_rate=0.05,
         decay_per_epoch=0.9,
         steps_per_epoch=STEPS_PER_EPOCH,
         weight_decay=1e-4,
     )
+
+
+def run_fit(
+    folder,
+    *,
+    batches=make_batches,
+    loss=compute_loss,
+    evaluate=evaluate,
+    ema_decay=0.0,
+    **options,
+):
+    """Trains the layer with RMSprop."""
+    optimizer = create_rmsprop()
     schedule = {
         "num_epochs": NUM_EPOCHS,
         "steps_per_epoch": STEPS_PER_EPOCH,
@@ -86,8 +100,8 @@ def run_fit(
         "maximize": False,
     }
     return fit(
-        create_state(optimizer),
-        make_train_step(loss, optimizer),
+        create_state(optimizer, averaged=ema_decay > 0),
+        make_train_step(loss, optimizer, ema_decay=ema_decay),
         evaluate,
         batches,
         folder,
@@ -216,13 +230,7 @@ def test_an_unknown_optimizer_or_option_is_named(name, options):
 
 
 def test_the_loop_is_a_plain_loop_over_steps(uninterrupted):
-    optimizer = create_optimizer(
-        "rmsprop",
-        learning_rate=0.05,
-        decay_per_epoch=0.9,
-        steps_per_epoch=STEPS_PER_EPOCH,
-        weight_decay=1e-4,
-    )
+    optimizer = create_rmsprop()
     step = jax.jit(make_train_step(compute_loss, optimizer))
     state, candidates, losses = create_state(optimizer), [], []
     for epoch in range(NUM_EPOCHS):
@@ -238,6 +246,32 @@ def test_the_loop_is_a_plain_loop_over_steps(uninterrupted):
     np.testing.assert_allclose([r["train/loss"] for r in log], losses, rtol=1e-6)
     found = [record["validation/loss"] for record in log]
     assert found == [value for value, _, _ in candidates]
+
+
+def test_the_average_of_the_parameters_is_validated_kept_and_resumed(tmp_path):
+    step = jax.jit(make_train_step(compute_loss, create_rmsprop()))
+    state = create_state(create_rmsprop())
+    average = jax.tree.map(np.float64, state.params)
+    expected = []
+    for index in range(LAST):
+        state = step(state, None, make_batch(index))
+        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, state.params)
+        if (index + 1) % STEPS_PER_EPOCH == 0:
+            expected.append(average)
+    seen = []
+
+    def evaluate(params):
+        seen.append(jax.tree.map(np.array, params))
+        return {"validation/loss": -float(len(seen))}
+
+    batches = make_failing_batches(LAST - 2, terminate)
+    with pytest.raises(SystemExit):
+        run_fit(tmp_path, batches=batches, evaluate=evaluate, ema_decay=0.9)
+    params = run_fit(tmp_path, evaluate=evaluate, ema_decay=0.9)
+    for found, wanted in zip([*seen, params], [*expected, average], strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted
+        )
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -401,6 +435,21 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="another model: params/layer/kernel"):
         fit(
             create_state(optimizer, params),
+            make_train_step(compute_loss, optimizer),
+            evaluate,
+            make_batches,
+            tmp_path,
+            Schedule(1, STEPS_PER_EPOCH, 1, "validation/loss", False),
+            title="test",
+        )
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    run_fit(tmp_path, num_epochs=1)
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(UserError, match="of another optimizer: rest/opt_state"):
+        fit(
+            create_state(optimizer),
             make_train_step(compute_loss, optimizer),
             evaluate,
             make_batches,

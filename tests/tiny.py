@@ -18,7 +18,9 @@ def get_config():
     config.segmenter.training.update(batch_size=4, crop_size=(32, 32), num_epochs=2)
     for refiner in config.refiner.values():
         refiner.model.update(widths=(4, 6, 8), features=("pool2",))
-        refiner.training.update(batch_size=4, crop_size=(32, 32), num_epochs=2)
+        refiner.training.update(
+            batch_size=4, crop_size=(32, 32), num_epochs=2, ema_decay=0.5
+        )
     config.selection.update(
         step_sizes=(0.1, 1.0), num_iterations=3, damped_step_sizes=(0.5, 1.0)
     )

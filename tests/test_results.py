@@ -1,0 +1,148 @@
+"""Rows and their order, the pictures shown, and where the numbers come from."""
+
+import subprocess
+
+import numpy as np
+import pytest
+
+from iterinf.data import create_dataset
+from iterinf.evaluation import make_row
+from iterinf.files import write_arrays
+from iterinf.report import results
+from iterinf.report.results import (
+    RefinerResult,
+    choose_pictures,
+    collect_provenance,
+    make_rows,
+    write_results,
+)
+
+NUM_CLASSES = 11
+KEYS = ("initial", "refined", "one_reconstruction", "damped_step")
+BLOCKS = (0, 0, 1, 2, 2)
+
+
+def make_confusions(rng, num_images):
+    """Confusion matrices of models that saw the same images: 40 pixels a class."""
+    chances = rng.dirichlet(np.ones(NUM_CLASSES), size=(num_images, NUM_CLASSES))
+    return rng.multinomial(40, chances)
+
+
+def make_result(folder, name, **counts):
+    """A refiner that the stages have left in `folder`."""
+    write_arrays(folder / name / "test.npz", **counts)
+    return RefinerResult(name, f"FCN8 + {name}", 0.1, 7, 0.4, folder / name)
+
+
+@pytest.fixture
+def refiners(tmp_path, rng):
+    """Two refiners over five images, of one segmenter."""
+    initial = make_confusions(rng, 5)
+    return [
+        make_result(
+            tmp_path,
+            name,
+            **{key: make_confusions(rng, 5) for key in KEYS} | {"initial": initial},
+            mean_iou=np.array([0.2, 0.3]),
+        )
+        for name in ("B", "A")
+    ]
+
+
+def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners):
+    rows = make_rows("FCN8", refiners, BLOCKS, 20)
+    found = [(row.model, row.step_size, row.num_iterations) for row in rows]
+    assert found == [
+        ("FCN8", None, 0),
+        ("FCN8 + B, one reconstruction", 1.0, 1),
+        ("FCN8 + B, one damped step", 0.4, 1),
+        ("FCN8 + B", 0.1, 7),
+        ("FCN8 + A, one reconstruction", 1.0, 1),
+        ("FCN8 + A, one damped step", 0.4, 1),
+        ("FCN8 + A", 0.1, 7),
+    ]
+    assert (rows[0].gain, rows[0].gain_low, rows[0].gain_high) == (0, 0, 0)
+
+
+def test_rows_hold_the_counts_of_their_own(refiners):
+    rows = make_rows("FCN8", refiners, BLOCKS, 20)
+    with np.load(refiners[1].folder / "test.npz") as test:
+        keys = ("initial", "one_reconstruction", "damped_step", "refined")
+        for row, key in zip([rows[0], *rows[4:]], keys, strict=True):
+            assert row == make_row(
+                row.model,
+                test[key],
+                test["initial"],
+                BLOCKS,
+                step_size=row.step_size,
+                num_iterations=row.num_iterations,
+                num_resamples=20,
+            )
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ((3, -2, 0, 9, 1), [3, 4, 1]),  # most, median, least
+        ((0, 5), [1, 0]),
+        ((4,), [0]),
+        ((1, 1, 1), [0, 1, 2]),
+    ],
+)
+def test_pictures_show_the_best_the_median_and_the_worst(tmp_path, gains, expected):
+    initial = np.array([[[20, 20], [20, 20]]] * len(gains))
+    change = np.array([[[1, -1], [0, 0]]])
+    refined = initial + np.array(gains).reshape(-1, 1, 1) * change
+    refiner = make_result(tmp_path, "A", initial=initial, refined=refined)
+    assert choose_pictures(refiner) == expected
+
+
+def test_figures_draw_what_was_counted(tmp_path, refiners, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(results, "save_figure", lambda _, path: drawn.append(path.name))
+    monkeypatch.setattr(results, "plot_segmentations", lambda *args: args)
+    curves = []
+    monkeypatch.setattr(
+        results, "plot_iterations", lambda *args, title: curves.append((args, title))
+    )
+    for refiner in refiners:
+        write_arrays(
+            refiner.folder / "curve.npz",
+            mean_iou=np.array([[0.5, 0.6], [0.7, 0.4]]),
+            initial_mean_iou=np.array(0.3),
+            step_sizes=np.array([0.1, 1.0]),
+        )
+    dataset = create_dataset("streets", height=32, width=48, num_test=5)
+    rows = make_rows("FCN8", refiners, BLOCKS, 20)
+    asked = []
+    write_results(tmp_path, dataset, rows, refiners, asked.append, {"command": "x"})
+    assert drawn == ["figure4_B.png", "figure4_A.png", "figure3.png"]
+    assert asked == [choose_pictures(refiners[-1])]
+    (validation, step_sizes, step_size, num_iterations, test), title = curves[0]
+    np.testing.assert_array_equal(validation, [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]])
+    assert (step_sizes, step_size, num_iterations) == ([0.1, 1.0], 0.1, 7)
+    np.testing.assert_allclose(test, [rows[0].mean_iou / 100, 0.2, 0.3])
+    assert title == "FCN8 + B"
+
+
+def test_provenance_is_what_it_takes_to_repeat():
+    provenance = collect_provenance("the command", 3, training_minutes=1.5)
+    assert list(provenance) == [
+        "command",
+        "seed",
+        "commit",
+        "hardware",
+        "versions",
+        "training_minutes",
+    ]
+    assert provenance["command"] == "the command"
+    assert provenance["seed"] == 3
+    assert "cpu" in provenance["hardware"]
+
+
+def test_provenance_outside_git(monkeypatch):
+    def fail(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert collect_provenance("", 0)["commit"] == "unknown"
