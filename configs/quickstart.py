@@ -1,9 +1,10 @@
 """The whole experiment on the embedded street scenes, in minutes on two CPU cores.
 
 Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the width with
-'same' padding, five-level DAEs that read the image beside pool4 (section 2.2: "either
-the input x or some features h"), have skip connections and a linear decoder, and at
-most 30 iterations. Numbers and seeds: docs/results.md.
+'same' padding, five-level DAEs that read the image and all pools up to pool4 (section
+2.2: "either the input x or some features h"), have skip connections and a linear
+decoder and start as the identity, and at most 30 iterations. Numbers and seeds:
+docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -29,20 +30,23 @@ def get_config():
         input_mean=(0.45, 0.45, 0.45),
         input_std=(0.25, 0.25, 0.25),
     )
-    segmenter.training.update(crop_size=(64, 64), num_epochs=100, patience=5)
+    segmenter.training.update(
+        crop_size=(64, 64), num_epochs=100, patience=5, ema_decay=0.97
+    )
     segmenter.training.optimizer.update(learning_rate=2e-3, decay_per_epoch=0.93)
     for refiner in config.refiner.values():
         refiner.model.update(
             widths=(16, 32, 64, 96, 128),
-            features=("input", "pool4"),
+            features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
             skip_connections=True,
+            start_as_identity=True,
         )
-        refiner.training.update(crop_size=(64, 64), num_epochs=34, patience=8)
+        refiner.training.update(crop_size=(64, 64), num_epochs=26, patience=6)
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
-            "decay_per_epoch": 0.93,
+            "decay_per_epoch": 0.92,
             "weight_decay": 1e-4,
             "options": {},
         }

@@ -84,16 +84,18 @@ class Experiment:
                 raise UserError(f"config.refiners: unknown {name!r}; known: {known}")
 
     def _keep_config(self) -> None:
-        """Writes config.json; where there are results, an earlier one must agree.
+        """Writes config.json; an earlier one must agree in all that shaped checkpoints.
 
-        In all that shapes results, that is; refiners may be added.
+        Refiners may be added, and those without a checkpoint changed.
         """
         path = self.workdir / "config.json"
         settings = json.loads(self.config.to_json())
         if path.exists() and any(self.workdir.glob("**/checkpoints/*")):
             earlier = json.loads(path.read_text())
-            added = settings["refiner"].keys() - earlier["refiner"].keys()
-            free = (*_MAY_CHANGE, *(f"refiner.{name}" for name in added))
+            free = list(_MAY_CHANGE)
+            for name in settings["refiner"]:
+                if not any(self.workdir.glob(f"refiners/{name}/checkpoints/*")):
+                    free.append(f"refiner.{name}")
             before, now = _flatten(earlier), _flatten(settings)
             for key in sorted(before.keys() | now.keys()):
                 old, new = before.get(key), now.get(key)

@@ -159,6 +159,19 @@ def test_a_workdir_of_another_config_is_refused(workdir):
         run(config, workdir, "run", "")
 
 
+def test_a_refiner_may_change_until_it_is_trained(tmp_path):
+    config = tiny.get_config()
+    (tmp_path / "segmenter" / "checkpoints" / "4").mkdir(parents=True)
+    Experiment(config, tmp_path)
+    config.refiner.dae_y.objective.sigma = 0.3
+    Experiment(config, tmp_path)
+    (tmp_path / "refiners" / "dae_y" / "checkpoints" / "4").mkdir(parents=True)
+    Experiment(config, tmp_path)
+    config.refiner.dae_y.objective.sigma = 0.4
+    with pytest.raises(UserError, match="config.refiner.dae_y.objective.sigma = 0.3"):
+        Experiment(config, tmp_path)
+
+
 def test_what_shapes_no_result_may_change(workdir):
     config = tiny.get_config()
     config.progress = False

@@ -21,7 +21,7 @@ from iterinf.data.canvas import (
 from iterinf.data.streets import SPLIT_STRIDE, generate_scene, load_streets
 from iterinf.errors import UserError
 
-CHECKSUM = "91ddcc79bc7e8700b8bb1466d27e6af1f750b1e16705f8b3a2753e31ee986581"
+CHECKSUM = "c517227347a55ee59698577e6c3adbef2b1d45bee206d957491d8ce15bf5cdc7"
 
 
 @pytest.fixture(scope="module")

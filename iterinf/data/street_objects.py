@@ -200,11 +200,11 @@ class _Kind(NamedTuple):
 _KINDS = (
     _Kind(_draw_tree, (1, 3), (3, 10), (1.2, 5)),
     _Kind(_draw_pole, (2, 5), (5, 17), (0.2, 1)),
-    _Kind(_draw_sign, (1, 3), (8, 18), (0.2, 1.2)),
+    _Kind(_draw_sign, (1, 3), (9, 19), (0.2, 1.2)),
     _Kind(_draw_car, (1, 4), (4, 14), (-1.7, -1.2)),
-    _Kind(_draw_pedestrian, (1, 3), (10, 20), (0.3, 2)),
+    _Kind(_draw_pedestrian, (1, 3), (13, 22), (0.3, 2)),
     _Kind(_draw_pedestrian, (0, 1), (10, 20), (-3.5, -0.5)),
-    _Kind(_draw_bicyclist, (0, 2), (9, 17), (-3, -0.4)),
+    _Kind(_draw_bicyclist, (1, 2), (8, 14), (-3, -0.4)),
     _Kind(_draw_litter_bin, (0, 1), (6, 14), (0.3, 1.5)),
 )
 

@@ -239,8 +239,8 @@ def _draw_fence(canvas: Canvas) -> None:
     chosen = side if canvas.chance(0.5) else ~side
     near = camera.focal / float(np.max(scale * chosen))
     start = near * canvas.uniform(0.8, 1.8)
-    top = canvas.uniform(1.1, 2.2)
-    along = (depth > start) & (depth < start + canvas.uniform(8, 25))
+    top = canvas.uniform(1.4, 2.4)
+    along = (depth > start) & (depth < start + canvas.uniform(10, 30))
     solid = chosen & along & (up > 0) & (up < top)
 
     period = canvas.uniform(0.35, 0.9)
