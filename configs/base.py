@@ -7,6 +7,44 @@ a key is changed by --config.key=value.
 from ml_collections import ConfigDict
 
 
+def create_streets() -> ConfigDict:
+    """Options of the generated data set (iterinf/data/streets.py)."""
+    return ConfigDict(
+        {
+            "seed": 0,  # of the scenes
+            "height": 96,
+            "width": 128,
+            "num_train": 400,
+            "num_validation": 100,
+            "num_test": 200,
+        }
+    )
+
+
+def create_camvid() -> ConfigDict:
+    """Options of CamVid (iterinf/data/camvid.py)."""
+    return ConfigDict(
+        {
+            "path": "data/camvid",  # of the published folder
+            "scale": 1,  # 2: frames of half the height and width
+            "source": "folder",  # or "tfds", which copies it once to `data_dir`
+            "data_dir": "",
+            "holdout_clip": "",  # a training clip to test on, e.g. "0006R0"
+        }
+    )
+
+
+def create_folder() -> ConfigDict:
+    """Options of your own images (iterinf/data/folder.py)."""
+    return ConfigDict(
+        {
+            "path": "data/folder",
+            "scale": 1,  # an integer factor by which images are made smaller
+            "cache": True,  # keep decoded images in memory
+        }
+    )
+
+
 def create_training(**changes) -> ConfigDict:
     """Keys of a training run, for segmenters and refiners alike."""
     training = ConfigDict(
@@ -55,6 +93,12 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "cross_entropy": 1.0,  # weight of its second term
             },
             "training": create_training(),
+            "selection": {  # on validation
+                "step_sizes": (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
+                "num_iterations": 50,
+                # of the control that takes one step only
+                "damped_step_sizes": tuple(i / 10 for i in range(1, 11)),
+            },
         }
     )
 
@@ -67,7 +111,7 @@ def get_config() -> ConfigDict:
     config.progress = True  # bars over the sweeps
     config.loader = ConfigDict({"num_threads": 1})
 
-    config.dataset = ConfigDict({"name": "streets", "options": {}})
+    config.dataset = ConfigDict({"name": "streets", "options": create_streets()})
 
     config.segmenter = ConfigDict(
         {
@@ -104,14 +148,6 @@ def get_config() -> ConfigDict:
         }
     )
 
-    config.selection = ConfigDict(
-        {
-            "step_sizes": (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
-            "num_iterations": 50,
-            # of the control that takes one step only
-            "damped_step_sizes": tuple(i / 10 for i in range(1, 11)),
-        }
-    )
     config.evaluation = ConfigDict(
         {
             "batch_size": 4,  # images at a time, in validation, sweep and test

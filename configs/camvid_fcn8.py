@@ -12,6 +12,5 @@ from configs import base
 def get_config():
     """Changes the data set alone."""
     config = base.get_config()
-    config.dataset.name = "camvid"
-    config.dataset.options = {"path": "data/camvid"}
+    config.dataset = {"name": "camvid", "options": base.create_camvid()}
     return config

@@ -15,8 +15,8 @@ from configs import base
 def get_config():
     """Small frames and networks."""
     config = base.get_config()
-    config.dataset.name = "camvid"
-    config.dataset.options = {"path": "data/camvid", "scale": 2}
+    config.dataset = {"name": "camvid", "options": base.create_camvid()}
+    config.dataset.options.scale = 2
     segmenter = config.segmenter
     segmenter.model.update(
         width=0.25,
@@ -41,6 +41,7 @@ def get_config():
             monitor="validation/mean_iou",
             ema_decay=0.99,
         )
+        refiner.selection.num_iterations = 30
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
@@ -48,6 +49,5 @@ def get_config():
             "weight_decay": 1e-4,
             "options": {},
         }
-    config.selection.num_iterations = 30
     config.evaluation.batch_size = 5
     return config

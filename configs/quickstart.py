@@ -3,7 +3,7 @@
 Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the width with
 'same' padding, five-level DAEs that read the image and all pools up to pool4 (section
 2.2: "either the input x or some features h"), have skip connections and a linear
-decoder and start as the identity, and at most 30 iterations. Numbers and seeds:
+decoder and start as the identity, and at most 20 iterations. Numbers and seeds:
 docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -15,14 +15,7 @@ from configs import base
 def get_config():
     """Small networks, small images, short schedules."""
     config = base.get_config()
-    config.dataset.options = {
-        "seed": 0,
-        "height": 96,
-        "width": 128,
-        "num_train": 300,
-        "num_validation": 30,
-        "num_test": 100,
-    }
+    config.dataset.options.update(num_train=300, num_validation=30, num_test=100)
     segmenter = config.segmenter
     segmenter.model.update(
         width=0.15625,
@@ -43,6 +36,7 @@ def get_config():
             start_as_identity=True,
         )
         refiner.training.update(crop_size=(64, 64), num_epochs=26, patience=6)
+        refiner.selection.num_iterations = 20
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
@@ -50,6 +44,5 @@ def get_config():
             "weight_decay": 1e-4,
             "options": {},
         }
-    config.selection.num_iterations = 30
     config.evaluation.batch_size = 10
     return config

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from iterinf.errors import UserError
+from iterinf.files import create_folder
 
 _METRIC = "monitored"
 
@@ -39,24 +40,28 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, *, maximize: bool):
-        """Opens `folder`, creating it if need be."""
+        """Opens `folder`, creating it if need be.
+
+        Raises:
+          UserError: if it can be neither read nor created.
+        """
         self.folder = folder
         self.maximize = maximize
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [
-                        preservation_policy.LatestN(1),
-                        preservation_policy.BestN(
-                            get_metric_fn=self._read_metric, reverse=False, n=1
-                        ),
-                    ]
-                ),
-                best_fn=self._read_metric,
-                best_mode="max",
+        create_folder(folder)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(
+                [
+                    preservation_policy.LatestN(1),
+                    preservation_policy.BestN(
+                        get_metric_fn=self._read_metric, reverse=False, n=1
+                    ),
+                ]
             ),
+            best_fn=self._read_metric,
+            best_mode="max",
         )
+        with _explain_write_errors(folder):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def _read_metric(self, metrics: dict[str, float]) -> float:
         return metrics[_METRIC]
@@ -111,17 +116,16 @@ class Checkpoints:
         """Reads the newest checkpoint into the structure of `model` and `train`.
 
         Raises:
-          UserError: if it holds another model, or another optimizer's state.
+          UserError: if it holds another model, or another optimizer's state, or is
+            damaged.
         """
         step = self._manager.latest_step()
         self._check_shapes(step, model=model, train=train)
-        restored = self._manager.restore(
+        restored = self._restore(
             step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(_describe(model)),
-                train=ocp.args.StandardRestore(_describe(train)),
-                progress=ocp.args.JsonRestore(),
-            ),
+            model=ocp.args.StandardRestore(_describe(model)),
+            train=ocp.args.StandardRestore(_describe(train)),
+            progress=ocp.args.JsonRestore(),
         )
         return restored["model"], restored["train"], Progress(**restored["progress"])
 
@@ -129,7 +133,7 @@ class Checkpoints:
         """Reads the best model, in the structure of `model`.
 
         Raises:
-          UserError: if there is none, or it is another model.
+          UserError: if there is none, or it is another model or damaged.
         """
         self.wait()
         step = self._manager.best_step()
@@ -137,12 +141,21 @@ class Checkpoints:
             raise UserError(f"{self.folder}: no checkpoint here; train first")
         self._check_shapes(step, model=model)
         item = ocp.args.StandardRestore(_describe(model))
-        return self._manager.restore(step, args=ocp.args.Composite(model=item))["model"]
+        return self._restore(step, model=item)["model"]
+
+    def _restore(self, step: int | None, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            raise UserError(
+                f"{self.folder / str(step)}: the checkpoint is damaged: {reason}; "
+                "remove this folder to go on from an earlier one, if there is one"
+            ) from error
 
     def _check_shapes(self, step: int | None, **items: Any) -> None:
         """Names the first array by which an item is another model's or optimizer's."""
-        restore = ocp.args.Composite(shapes=ocp.args.JsonRestore())
-        shapes = self._manager.restore(step, args=restore)["shapes"]
+        shapes = self._restore(step, shapes=ocp.args.JsonRestore())["shapes"]
         found = {path: shapes[path] for path in shapes if path.split("/")[0] in items}
         wanted = _list_shapes(**items)
         for path in sorted(found.keys() | wanted.keys()):

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +11,16 @@ from ml_collections import ConfigDict
 
 from iterinf.data import Dataset, check_dataset
 from iterinf.errors import UserError
+from iterinf.files import read_arrays, read_lines
 from iterinf.prediction import predict_labels
+from iterinf.provenance import describe_runs, log_run
 from iterinf.report.results import (
     RefinerResult,
-    collect_provenance,
+    compare_to_controls,
     make_rows,
     write_results,
 )
+from iterinf.report.table import check_class_names
 from iterinf.stages import Experiment
 
 MODES = (
@@ -36,8 +40,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     Args:
       config: as of configs/base.py.
       workdir: where results go, and where an interrupted run goes on.
-      mode: one of MODES. A stage runs those before it if their results are missing;
-        `report` and `evaluate` draw on what is there.
+      mode: one of MODES. A stage runs those before it if their results are missing,
+        but for `report`, which draws on what is there.
       command: what the user typed, for the report.
 
     Raises:
@@ -46,22 +50,32 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
     experiment = Experiment(config, workdir)
+    check_class_names(experiment.dataset.classes)
     if mode == "check_data":
-        check_dataset(experiment.dataset)
+        check_dataset(experiment.dataset, show_progress=config.progress)
         print(_describe_dataset(experiment.dataset))
         return
-    _ = experiment.segmenter_variables
-    if mode == "train_segmenter":
-        return
-    for name in config.refiners:
-        if mode == "train_refiner":
-            experiment.train_refiner(name)
-        if mode in ("sweep", "run", "evaluate", "report"):
-            experiment.select(name)
-    if mode in ("run", "evaluate", "report"):
-        for name in config.refiners:
-            experiment.evaluate(name)
-        report(experiment, command)
+    log_run(workdir, command)
+    if mode != "report":
+        _ = experiment.segmenter_variables
+        for stage in _list_refiner_stages(experiment, mode):
+            for name in config.refiners:
+                stage(name)
+    if mode in ("run", "report"):
+        report(experiment)
+
+
+def _list_refiner_stages(
+    experiment: Experiment, mode: str
+) -> list[Callable[[str], object]]:
+    """What is done with every refiner: no test image before all choices are made."""
+    stages: dict[str, list[Callable[[str], object]]] = {
+        "train_segmenter": [],
+        "train_refiner": [experiment.train_refiner],
+        "sweep": [experiment.select],
+        "evaluate": [experiment.select, experiment.evaluate],
+    }
+    return stages["evaluate" if mode == "run" else mode]
 
 
 def _describe_dataset(dataset: Dataset) -> str:
@@ -72,35 +86,33 @@ def _describe_dataset(dataset: Dataset) -> str:
     )
 
 
-def report(experiment: Experiment, command: str) -> None:
-    """Writes results/ from what the other stages left."""
-    refiners = [_read_result(experiment, name) for name in experiment.config.refiners]
-    rows = make_rows(
-        experiment.config.segmenter.title,
-        refiners,
-        experiment.dataset.test.blocks,
-        experiment.config.evaluation.num_resamples,
-    )
-    summary = json.loads(
-        (experiment.workdir / "segmenter" / "summary.json").read_text()
-    )
+def report(experiment: Experiment) -> None:
+    """Writes results/ from what the other stages left.
+
+    Raises:
+      UserError: if a refiner has no result yet.
+    """
+    config, workdir = experiment.config, experiment.workdir
+    refiners = [_read_result(experiment, name) for name in config.refiners]
+    blocks = experiment.dataset.test.blocks
+    num_resamples = config.evaluation.num_resamples
     write_results(
-        experiment.workdir / "results",
+        workdir / "results",
         experiment.dataset,
-        rows,
+        make_rows(config.segmenter.title, refiners, blocks, num_resamples),
         refiners,
         functools.partial(_predict_test, experiment, refiners),
-        collect_provenance(
-            command,
-            experiment.config.seed,
-            training_minutes=round(_sum_training_seconds(experiment.workdir) / 60, 1),
-            **summary,
-        ),
+        compare_to_controls(refiners, blocks, num_resamples),
+        {"seed": config.seed, **describe_runs(workdir)}
+        | _describe_training(experiment),
     )
 
 
 def _read_result(experiment: Experiment, name: str) -> RefinerResult:
     folder = experiment.workdir / "refiners" / name
+    for file in ("selection.json", "curve.npz", "test.npz"):
+        if not (folder / file).exists():
+            raise UserError(f"there is no {folder / file}; run --mode=evaluate first")
     selection = json.loads((folder / "selection.json").read_text())
     title = (
         f"{experiment.config.segmenter.title} + {experiment.config.refiner[name].title}"
@@ -136,7 +148,31 @@ def _predict_test(
     return predictions
 
 
-def _sum_training_seconds(workdir: pathlib.Path) -> float:
-    logs = workdir.glob("**/metrics.jsonl")
-    lines = [line for log in logs for line in log.read_text().splitlines()]
-    return sum(json.loads(line)["seconds"] for line in lines)
+def _describe_training(experiment: Experiment) -> dict[str, str]:
+    """A line a network: how long it was trained, and what that led to."""
+    config, workdir = experiment.config, experiment.workdir
+    folder = workdir / "segmenter"
+    summary = json.loads((folder / "summary.json").read_text())
+    crops = 100 * summary["mean_iou_on_training_crops"]
+    validation = 100 * summary["mean_iou_on_validation"]
+    described = {
+        config.segmenter.title: f"{_describe_epochs(folder, config.segmenter)}; mean "
+        f"IoU {crops:.1f} on its training crops, {validation:.1f} on validation"
+    }
+    for name in config.refiners:
+        settings, folder = config.refiner[name], workdir / "refiners" / name
+        seconds = json.loads((folder / "selection.json").read_text())["seconds"]
+        seconds += float(read_arrays(folder / "test.npz")["seconds"])
+        described[settings.title] = (
+            f"{_describe_epochs(folder, settings)}; sweep and test {seconds / 60:.1f} "
+            "minutes"
+        )
+    return described
+
+
+def _describe_epochs(folder: pathlib.Path, settings: ConfigDict) -> str:
+    epochs = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
+    minutes = sum(epoch["seconds"] for epoch in epochs) / 60
+    ended = len(epochs) < settings.training.num_epochs
+    until = "until patience ended" if ended else "all there were"
+    return f"{len(epochs)} epochs, {until}, {minutes:.1f} minutes"

@@ -50,6 +50,25 @@ def _remove(path: Path) -> None:
         pass
 
 
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a text file.
+
+    Raises:
+      UserError: naming the file and the reason, if writing fails; the line may then
+        stand there in part, without its end.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Reads the whole lines of a text file; none if it is not there."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON object, atomically."""
     write_atomically({path: (json.dumps(content, indent=2) + "\n").encode()})
@@ -68,6 +87,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def create_folder(folder: Path) -> None:
+    """Creates a folder, and those above it, unless it is there.
+
+    Raises:
+      UserError: if it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keeps a second process out of `folder`, creating it if need be.
@@ -75,8 +106,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
       UserError: if another process holds it, or it cannot be written.
     """
+    create_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

@@ -46,7 +46,7 @@ def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"iterinf: unexpected argument {argv[1]!r}; options start with --")
     logging.set_verbosity(logging.FATAL)  # Orbax and XLA; we raise what matters
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _stop)
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
     workdir = pathlib.Path(str(_WORKDIR.value))
     try:
@@ -59,6 +59,17 @@ def _run(argv: list[str]) -> None:
         sys.exit("iterinf: interrupted; the same command goes on from the last epoch")
 
 
+def _stop(*_: object) -> None:
+    """Ends the process with status 0; what is on disk is whole, at any moment.
+
+    Training listens for the signal itself, to save first. An exception would not do:
+    one that is raised inside a callback of a compiled program is lost.
+    """
+    with contextlib.suppress(RuntimeError):  # the signal came while it was printing
+        print("SIGTERM: stopped; start again to go on", flush=True)
+    os._exit(0)
+
+
 def _keep_compiled_programs() -> None:
     """Turns JAX's persistent compilation cache on, unless the user has placed it."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -67,7 +78,7 @@ def _keep_compiled_programs() -> None:
 
 
 def main() -> None:
-    """Entry point of `python -m iterinf.main` and of the command `iterinf`."""
+    """Entry point of `python -m iterinf.main`."""
     app.run(_run, flags_parser=_parse_flags)
 
 

@@ -12,7 +12,7 @@ def confusion_matrix(
     C[i, j] = number of pixels with label i that are predicted as j
 
     Args:
-      labels: classes 0..k-1; k and above are void and left out. Any shape.
+      labels: classes 0..k-1; all others are void and left out. Any shape.
       predictions: classes 0..k-1, of the same shape.
       num_classes: k.
 
@@ -29,7 +29,8 @@ def confusion_matrix(
         )
     pairs = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
     void = num_classes * num_classes
-    pairs = jnp.where(labels < num_classes, pairs, void).reshape(-1)
+    valid = (labels >= 0) & (labels < num_classes)
+    pairs = jnp.where(valid, pairs, void).reshape(-1)
     counts = jnp.bincount(pairs, length=void + 1)[:void]
     return counts.reshape(num_classes, num_classes).astype(jnp.int32)
 

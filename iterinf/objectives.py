@@ -22,6 +22,7 @@ from iterinf.metrics import confusion_matrix, mean_iou
 from iterinf.training import LossFunction, Params
 from iterinf.types import Batch, Candidate
 
+METRICS = ("validation/loss", "validation/mean_iou")  # what validation measures
 Variables = dict[str, Any]
 Predict = Callable[[Params, Any, Float[Array, "b h w 3"]], Float[Array, "b h w k"]]
 
@@ -136,9 +137,13 @@ def make_validation(
       batch_size: frames a call.
 
     Returns:
-      params -> {"validation/loss", "validation/mean_iou"}, over the whole split.
+      params -> METRICS by name, over the whole split.
     """
     images, labels = pad_split(*split.stack(), batch_size, void=num_classes)
+    batches = [
+        jax.device_put((images[i : i + batch_size], labels[i : i + batch_size]))
+        for i in range(0, len(images), batch_size)
+    ]
 
     @jax.jit
     def count(params, frozen, images, labels):
@@ -148,17 +153,10 @@ def make_validation(
         return measure_loss(scores, labels), confusion
 
     def validate(params: Params) -> dict[str, float]:
-        parts = [
-            count(
-                params, frozen, images[i : i + batch_size], labels[i : i + batch_size]
-            )
-            for i in range(0, len(images), batch_size)
-        ]
+        parts = [count(params, frozen, *batch) for batch in batches]
         loss, confusion = jax.tree.map(lambda *x: sum(x), *parts)
-        return {
-            "validation/loss": float(loss.mean),
-            "validation/mean_iou": float(mean_iou(confusion)),
-        }
+        values = (float(loss.mean), float(mean_iou(confusion)))
+        return dict(zip(METRICS, values, strict=True))
 
     return validate
 

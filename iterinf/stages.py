@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from iterinf.data import Dataset, Split, create_dataset
+from iterinf.data import Dataset, Split, check_dataset, create_dataset
 from iterinf.data.loader import make_train_batches
-from iterinf.errors import UserError
 from iterinf.evaluation import compute_mean_iou
 from iterinf.files import read_arrays, write_arrays, write_json
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
@@ -30,6 +30,7 @@ from iterinf.objectives import (
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.selection import Counts, Selection, count_refinements, select
+from iterinf.settings import check_settings, keep_settings
 from iterinf.training import (
     LossFunction,
     Params,
@@ -39,8 +40,6 @@ from iterinf.training import (
     fit,
     make_train_step,
 )
-
-_MAY_CHANGE = ("refiners", "progress", "loader")  # without another workdir
 
 
 class Experiment:
@@ -57,13 +56,14 @@ class Experiment:
         """Opens the data and the workdir.
 
         Raises:
-          UserError: unknown names or options, bad data, no refiner, or a workdir that
-            holds another config's results.
+          UserError: values, names or options that cannot be, no data, or a workdir
+            that holds another config's results.
         """
         self.config = config
         self.workdir = workdir
         self._refiner_variables: dict[str, Variables] = {}
-        self._check_refiners()
+        settings = json.loads(config.to_json())
+        check_settings(settings)
         self.dataset: Dataset = create_dataset(
             config.dataset.name, **config.dataset.options
         )
@@ -73,39 +73,18 @@ class Experiment:
             dtype=jnp.dtype(config.dtype),
             **config.segmenter.model,
         )
-        self._keep_config()
+        self._check_parts()
+        keep_settings(workdir, settings)
 
-    def _check_refiners(self) -> None:
-        if not self.config.refiners:
-            raise UserError("config.refiners is empty; name at least one")
+    def _check_parts(self) -> None:
+        """Builds all that training will need, so that an error shows at once."""
+        self._create_optimizer(self.config.segmenter.training)
         for name in self.config.refiners:
-            if name not in self.config.refiner:
-                known = ", ".join(sorted(self.config.refiner))
-                raise UserError(f"config.refiners: unknown {name!r}; known: {known}")
-
-    def _keep_config(self) -> None:
-        """Writes config.json; an earlier one must agree in all that shaped checkpoints.
-
-        Refiners may be added, and those without a checkpoint changed.
-        """
-        path = self.workdir / "config.json"
-        settings = json.loads(self.config.to_json())
-        if path.exists() and any(self.workdir.glob("**/checkpoints/*")):
-            earlier = json.loads(path.read_text())
-            free = list(_MAY_CHANGE)
-            for name in settings["refiner"]:
-                if not any(self.workdir.glob(f"refiners/{name}/checkpoints/*")):
-                    free.append(f"refiner.{name}")
-            before, now = _flatten(earlier), _flatten(settings)
-            for key in sorted(before.keys() | now.keys()):
-                old, new = before.get(key), now.get(key)
-                is_free = f"{key}.".startswith(tuple(f"{prefix}." for prefix in free))
-                if old != new and not is_free:
-                    raise UserError(
-                        f"{self.workdir} holds results with config.{key} = {old!r}, "
-                        f"not {new!r}; name another workdir"
-                    )
-        write_json(path, settings)
+            settings = self.config.refiner[name]
+            make_refiner_loss(
+                self.segmenter, self.create_refiner(name), **settings.objective
+            )
+            self._create_optimizer(settings.training)
 
     def create_refiner(self, name: str) -> nn.Module:
         """The network of a refiner of the config, not trained."""
@@ -127,6 +106,8 @@ class Experiment:
         """Trains the segmenter; also says how well it knows its training crops."""
         folder = self.workdir / "segmenter"
         settings = self.config.segmenter
+        if not any(folder.glob("checkpoints/*")):
+            check_dataset(self.dataset, show_progress=self.config.progress)
         validate = self._make_validation(
             lambda params, _, images: self.segmenter.apply({"params": params}, images)[
                 0
@@ -198,10 +179,7 @@ class Experiment:
         frozen: Any = None,
     ) -> Params:
         training = settings.training
-        steps_per_epoch = max(1, len(self.dataset.train) // training.batch_size)
-        optimizer = create_optimizer(
-            **training.optimizer.to_dict(), steps_per_epoch=steps_per_epoch
-        )
+        optimizer = self._create_optimizer(training)
         key = jax.random.key(self.config.seed)
         init_key, step_key = jax.random.split(key)
         params = jax.jit(network.init)(init_key, inputs)["params"]
@@ -215,13 +193,22 @@ class Experiment:
             folder,
             Schedule(
                 num_epochs=training.num_epochs,
-                steps_per_epoch=steps_per_epoch,
+                steps_per_epoch=self._count_steps(training),
                 patience=training.patience,
                 monitor=training.monitor,
                 maximize=not training.monitor.endswith("loss"),
             ),
             frozen=frozen,
             title=f"training {settings.title}",
+        )
+
+    def _count_steps(self, training: ConfigDict) -> int:
+        """Optimizer steps in an epoch."""
+        return max(1, len(self.dataset.train) // training.batch_size)
+
+    def _create_optimizer(self, training: ConfigDict) -> optax.GradientTransformation:
+        return create_optimizer(
+            **training.optimizer.to_dict(), steps_per_epoch=self._count_steps(training)
         )
 
     def _make_batches(self, training: ConfigDict, first_batch: int) -> Any:
@@ -257,8 +244,8 @@ class Experiment:
             predictions = jnp.argmax(logits, axis=-1)
             return confusion_matrix(batch.label, predictions, logits.shape[-1])
 
-        steps = max(1, len(self.dataset.train) // training.batch_size)
-        return float(mean_iou(sum(count(params, next(batches)) for _ in range(steps))))
+        steps = range(self._count_steps(training))
+        return float(mean_iou(sum(count(params, next(batches)) for _ in steps)))
 
     def select(self, name: str) -> Selection:
         """Chooses step size and iterations of a refiner on validation."""
@@ -267,7 +254,7 @@ class Experiment:
             content = json.loads((folder / "selection.json").read_text())
             return Selection(**content["refined"])
         started = time.monotonic()
-        grid = self.config.selection
+        grid = self.config.refiner[name].selection
         variables = self.train_refiner(name)
         count = functools.partial(self._count, name, variables, self.dataset.validation)
         counts = count(grid.step_sizes, grid.num_iterations, f"sweep of {name}")
@@ -295,6 +282,7 @@ class Experiment:
 
     def evaluate(self, name: str) -> None:
         """Runs the test split once a choice, which is on disk by now."""
+        started = time.monotonic()
         path = self.workdir / "refiners" / name / "test.npz"
         selection = self.select(name)
         damped = json.loads(path.with_name("selection.json").read_text())["damped"]
@@ -303,7 +291,7 @@ class Experiment:
             return
         variables = self.train_refiner(name)
         count = functools.partial(self._count, name, variables, self.dataset.test)
-        num_iterations = self.config.selection.num_iterations
+        num_iterations = self.config.refiner[name].selection.num_iterations
         counts = count((selection.step_size,), num_iterations, f"test of {name}")
         controls = count((1.0, damped["step_size"]), 1, f"controls of {name}")
         write_arrays(
@@ -314,6 +302,7 @@ class Experiment:
             one_reconstruction=controls.refined[:, 0, 0],
             damped_step=controls.refined[:, 1, 0],
             mean_iou=compute_mean_iou(counts.refined[:, 0].sum(axis=0)),
+            seconds=np.asarray(round(time.monotonic() - started, 1)),
         )
 
     def _count(
@@ -339,12 +328,3 @@ class Experiment:
             batch_size=self.config.evaluation.batch_size,
             title=title if self.config.progress else "",
         )
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
-    return flat

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from iterinf.checkpoints import Checkpoints, Progress
 from iterinf.errors import UserError
-from iterinf.files import write_atomically
+from iterinf.files import append_line, read_lines, write_atomically
 from iterinf.losses import LossSum
 from iterinf.types import Batch
 
@@ -170,7 +170,11 @@ def make_train_step(
 
 
 class Interruption:
-    """Whether SIGTERM has come; a context that listens for it."""
+    """Whether SIGTERM has come; a context that listens for it.
+
+    One that nobody heeded before the context ends is sent again, to whoever listened
+    before.
+    """
 
     def __enter__(self) -> "Interruption":
         """Starts to listen (in the main thread alone, as Python allows)."""
@@ -183,10 +187,12 @@ class Interruption:
     def _request(self, *_: Any) -> None:
         self.requested = True
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         """Gives the signal back."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
+        if self.requested and kind is None:
+            signal.raise_signal(signal.SIGTERM)
 
 
 class MetricsLog:
@@ -195,15 +201,13 @@ class MetricsLog:
     def __init__(self, path: pathlib.Path, *, keep_until: int):
         """Opens the log, dropping epochs after `keep_until`: they will run again."""
         self._path = path
-        if path.exists():
-            lines = path.read_text().split("\n")[:-1]  # a torn last line has no end
-            kept = [line for line in lines if json.loads(line)["epoch"] <= keep_until]
-            write_atomically({path: "".join(line + "\n" for line in kept).encode()})
+        lines = read_lines(path)
+        kept = [line for line in lines if json.loads(line)["epoch"] <= keep_until]
+        write_atomically({path: "".join(line + "\n" for line in kept).encode()})
 
     def write(self, record: Mapping[str, int | float]) -> None:
-        """Appends a line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Appends a line; raises as `append_line` does."""
+        append_line(self._path, json.dumps(record))
 
 
 def fit(
@@ -237,7 +241,6 @@ def fit(
         checkpoint of another model.
       SystemExit: with status 0, after SIGTERM, when everything is saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with (
         Checkpoints(folder / "checkpoints", maximize=schedule.maximize) as checkpoints,
         Interruption() as interruption,
@@ -332,8 +335,9 @@ def _save_and_exit(
 
 def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     """What inference needs, and what only going on needs; together the state."""
-    rest = {"params": None} if state.average is None else {"average": None}
-    return {"params": state.model}, {"rest": state._replace(**rest)}
+    name = "params" if state.average is None else "average"
+    without: dict[str, Any] = {name: None}
+    return {"params": state.model}, {"rest": state._replace(**without)}
 
 
 def _restore(

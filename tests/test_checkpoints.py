@@ -123,6 +123,21 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, which, change, messa
     assert_holds(tmp_path, 1)
 
 
+@pytest.mark.parametrize("item", ["model", "train", "progress", "shapes"])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, item):
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+    for path in (tmp_path / "1" / item).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not what it was")
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_latest(make_model(0), make_train(0))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/1: the checkpoint is damaged: ")
+    assert "\n" not in message
+
+
 FULL = "No space left on device"
 
 

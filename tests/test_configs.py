@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import json
 import pathlib
 
 import jax
@@ -14,6 +15,7 @@ from iterinf.data import DATASETS
 from iterinf.objectives import make_refiner_loss, propose
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
+from iterinf.settings import check_settings
 from iterinf.training import create_optimizer
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -76,8 +78,9 @@ def test_trains_by_known_names(name):
         optimizer = create_optimizer(**training.optimizer.to_dict(), steps_per_epoch=1)
         assert callable(optimizer.update)
         assert training.monitor in ("validation/loss", "validation/mean_iou")
+    check_settings(json.loads(config.to_json()))
     parameters = inspect.signature(DATASETS[config.dataset.name]).parameters
-    assert set(config.dataset.options) <= set(parameters)
+    assert set(config.dataset.options) == set(parameters)
 
 
 @pytest.mark.parametrize("name", NAMES)

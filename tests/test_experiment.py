@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from iterinf import stages
 from iterinf.data.camvid import CLASSES
 from iterinf.errors import UserError
 from iterinf.experiment import run
@@ -66,8 +67,13 @@ def test_leaves_its_results(workdir):
     assert choice["mean_iou"] == best
     assert float(rows[-1]["step_size"]) == choice["step_size"]
     assert int(rows[-1]["num_iterations"]) == choice["num_iterations"]
-    provenance = json.loads((workdir / "results" / "table.json").read_text())
-    assert provenance["provenance"]["command"] == "the command"
+    document = json.loads((workdir / "results" / "table.json").read_text())
+    assert document["notes"][1].startswith("FCN8 + DAE(y): iterating ")
+    provenance = document["provenance"]
+    assert (provenance["command"], provenance["seed"]) == ("the command", 0)
+    assert provenance["FCN8"].startswith("2 epochs, all there were, ")
+    assert "on its training crops" in provenance["FCN8"]
+    assert provenance["DAE(y)"].startswith("2 epochs, all there were, ")
     assert (workdir / "results" / "table.md").read_text().startswith("| model | sky ")
     figures = {path.name for path in (workdir / "results" / "figures").iterdir()}
     assert figures == {
@@ -113,8 +119,44 @@ def test_stages_come_one_after_the_other(workdir, tmp_path):
         assert (result / "selection.json").exists()
         assert not (result / "test.npz").exists()
     assert not (folder / "results").exists()
+    with pytest.raises(UserError, match="no .*test.npz; run --mode=evaluate first"):
+        run(tiny.get_config(), folder, "report", "")
     run(tiny.get_config(), folder, "evaluate", "")
+    assert all((result / "test.npz").exists() for result in results)
+    assert not (folder / "results").exists()
+    run(tiny.get_config(), folder, "report", "")
     assert read_table(folder) == read_table(workdir)
+
+
+def test_data_are_checked_before_anything_is_trained(tmp_path, monkeypatch):
+    def read_and_fail(dataset, **options):
+        raise UserError("test/9.png is broken")
+
+    monkeypatch.setattr(stages, "check_dataset", read_and_fail)
+    with pytest.raises(UserError, match="9.png is broken"):
+        run(tiny.get_config(), tmp_path, "run", "")
+    assert not list(tmp_path.glob("**/checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("refiner.dae_y.name", "dea", "unknown refiner 'dea'; known: dae"),
+        ("refiner.dae_y.model.decoder", "up", "decoder 'up' is unknown"),
+        ("refiner.dae_y.objective.start", "z", "unknown start 'z'"),
+        ("refiner.dae_y.training.optimizer.name", "adamm", "optimizer 'adamm'"),
+        ("segmenter.training.optimizer.name", "adamm", "optimizer 'adamm' of optax"),
+    ],
+)
+def test_what_cannot_be_built_shows_before_anything_is_trained(
+    tmp_path, key, value, message
+):
+    config = tiny.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path, "run", "")
+    assert not list(tmp_path.glob("**/checkpoints/*"))
+    run(tiny.get_config(), tmp_path, "train_segmenter", "")
 
 
 def test_the_choice_on_disk_is_the_one_evaluated(workdir, tmp_path):
@@ -159,19 +201,6 @@ def test_a_workdir_of_another_config_is_refused(workdir):
         run(config, workdir, "run", "")
 
 
-def test_a_refiner_may_change_until_it_is_trained(tmp_path):
-    config = tiny.get_config()
-    (tmp_path / "segmenter" / "checkpoints" / "4").mkdir(parents=True)
-    Experiment(config, tmp_path)
-    config.refiner.dae_y.objective.sigma = 0.3
-    Experiment(config, tmp_path)
-    (tmp_path / "refiners" / "dae_y" / "checkpoints" / "4").mkdir(parents=True)
-    Experiment(config, tmp_path)
-    config.refiner.dae_y.objective.sigma = 0.4
-    with pytest.raises(UserError, match="config.refiner.dae_y.objective.sigma = 0.3"):
-        Experiment(config, tmp_path)
-
-
 def test_what_shapes_no_result_may_change(workdir):
     config = tiny.get_config()
     config.progress = False
@@ -179,28 +208,6 @@ def test_what_shapes_no_result_may_change(workdir):
     rows = read_table(workdir)
     run(config, workdir, "run", "")
     assert read_table(workdir) == rows
-
-
-def test_a_config_that_failed_leaves_the_workdir_free(tmp_path):
-    config = tiny.get_config()
-    config.segmenter.training.optimizer.name = "adamm"
-    with pytest.raises(UserError, match="optimizer 'adamm' of optax"):
-        run(config, tmp_path, "train_segmenter", "")
-    run(tiny.get_config(), tmp_path, "train_segmenter", "")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("refiners", (), "config.refiners is empty"),
-        ("refiners", ("dea_y",), "unknown 'dea_y'; known: dae_y, dae_ytrue"),
-    ],
-)
-def test_bad_refiners_are_refused(tmp_path, key, value, message):
-    config = tiny.get_config()
-    config[key] = value
-    with pytest.raises(UserError, match=message):
-        run(config, tmp_path, "run", "")
 
 
 def draw_moments():
@@ -211,12 +218,13 @@ def draw_moments():
     draw = np.random.default_rng(0).integers
     kill, terminate = signal.SIGKILL, signal.SIGTERM
     return [
-        # 4 steps of training; a checkpoint ends in six renames.
+        # 4 steps of each training; a checkpoint ends in six renames.
         (kill, "tqdm.tqdm.update", draw(1, 5), ""),
         (kill, "os.rename", draw(1, 7), "/segmenter/checkpoints/4"),
-        (terminate, "tqdm.tqdm.update", draw(1, 5), "dae_ytrue"),
+        (terminate, "tqdm.tqdm.update", draw(1, 5), "training DAE(y_true)"),
         # 2 batches in a sweep; then 2 of the control.
         (kill, "iterinf.selection._advance_bar", draw(1, 3), ""),
+        (terminate, "iterinf.selection._advance_bar", draw(1, 3), ""),
         (kill, "iterinf.stages.Experiment.evaluate", 1, "'dae_y'"),
         (kill, "os.replace", draw(1, 4), "/results/table"),
     ]
@@ -235,7 +243,7 @@ def send(signal, path, n, word):
         owner = getattr(importlib.import_module(module), kind)
     function, calls = getattr(owner, name), []
     def counted(*args, **kwargs):
-        calls.extend([0] * (word in repr(args)))
+        calls.extend([0] * (word in f"{args} {args[0]}"))
         if len(calls) == n:
             os.kill(os.getpid(), signal)
         return function(*args, **kwargs)
@@ -281,7 +289,9 @@ def test_killed_and_resumed_it_ends_the_same(workdir, tmp_path):
         done = run_driver(killed, cache, int(number), *moment)
         expected = 0 if number == signal.SIGTERM else -number
         assert done.returncode == expected, (moment, done.stderr)
-        assert ("SIGTERM: saved" in done.stdout) == (number == signal.SIGTERM)
+        if number == signal.SIGTERM:
+            last = "SIGTERM: saved" if "tqdm" in moment[0] else "SIGTERM: stopped"
+            assert done.stdout.splitlines()[-1].startswith(last), (moment, done)
     done = run_driver(killed, cache)
     assert done.returncode == 0, done.stderr
     tables = [folder / "results" / "table.csv" for folder in (killed, workdir)]

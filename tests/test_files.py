@@ -13,8 +13,11 @@ import pytest
 
 from iterinf.errors import UserError
 from iterinf.files import (
+    append_line,
+    create_folder,
     lock_folder,
     read_arrays,
+    read_lines,
     write_arrays,
     write_atomically,
     write_json,
@@ -34,6 +37,24 @@ def test_writes_whole_files_and_leaves_nothing_else(tmp_path):
     assert list_names(folder) == ["x", "y"]
     assert (folder / "x").read_bytes() == b"three"
     assert (folder / "y").read_bytes() == b"two"
+
+
+def test_lines_are_appended_and_a_torn_one_is_not_read(tmp_path):
+    path = tmp_path / "lines"
+    assert read_lines(path) == []
+    append_line(path, "one")
+    append_line(path, "two")
+    with path.open("a") as file:
+        file.write("thr")
+    assert read_lines(path) == ["one", "two"]
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/no/lines: No such"):
+        append_line(tmp_path / "no" / "lines", "one")
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}/file/a: Not a"):
+        create_folder(tmp_path / "file" / "a")
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])

@@ -45,6 +45,15 @@ def folder(tmp_path):
     return root
 
 
+def test_mixed_sizes_are_for_training_alone(folder):
+    for split in ("train", "test"):
+        image = np.zeros((8, 6, 3), np.uint8)
+        (folder / split / "images" / "b.png").write_bytes(encode_png(image))
+        write_label(folder, np.zeros((8, 6)), split, "b")
+    with pytest.raises(UserError, match="1 record of meadow .* a is 4x6 but b is 8x6"):
+        check_dataset(load_folder(str(folder)))
+
+
 def test_reads_the_layout(folder):
     dataset = load_folder(str(folder))
     assert dataset.name == "meadow"

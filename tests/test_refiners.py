@@ -221,6 +221,23 @@ def test_features_are_dropped_whole_and_in_training_alone(rng):
     np.testing.assert_allclose(dropped[kept], 2 * whole[kept], rtol=1e-4, atol=1e-5)
 
 
+def test_all_features_of_an_image_are_dropped_together(rng):
+    refiner = create_small(feature_dropout=0.5, features=("input", "pool1", "pool2"))
+    candidate = make_candidate(rng, (16, 16), batch=32)
+    variables = init(refiner, candidate)
+    condition = refiner.apply(
+        variables,
+        candidate,
+        method="condition",
+        train=True,
+        rngs={"dropout": jax.random.key(0)},
+    )
+    kept = [np.any(c != 0, axis=(1, 2, 3)) for c in condition.contributions.values()]
+    assert 0 < kept[0].sum() < 32
+    np.testing.assert_array_equal(kept[1], kept[0])
+    np.testing.assert_array_equal(kept[2], kept[0])
+
+
 def find_centroid(response):
     """Mean row and column of a map [h w], weighted by its values."""
     rows, columns = np.indices(response.shape)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import iterinf
+from iterinf.checkpoints import Checkpoints
 from iterinf.errors import UserError
 from iterinf.losses import LossSum, compute_cross_entropy
 from iterinf.training import (
@@ -387,6 +388,23 @@ def test_sigterm_in_the_evaluation_keeps_the_epoch(tmp_path, uninterrupted, caps
     assert read_log(tmp_path) == uninterrupted[1]
 
 
+def test_sigterm_where_nothing_is_left_to_save_is_handed_on(tmp_path, monkeypatch):
+    run_fit(tmp_path)
+    restore_best, heard = Checkpoints.restore_best, []
+
+    def terminate_and_restore(self, model):
+        terminate()
+        return restore_best(self, model)
+
+    monkeypatch.setattr(Checkpoints, "restore_best", terminate_and_restore)
+    previous = signal.signal(signal.SIGTERM, lambda *_: heard.append("here"))
+    try:
+        run_fit(tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert heard == ["here"]
+
+
 @pytest.mark.parametrize("bad_step", [0, 7])
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, bad_step):
     def spoil(first):
@@ -486,3 +504,11 @@ def test_a_log_drops_what_will_run_again(tmp_path):
         (1, 0.5),
         (2, 1.0),
     ]
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", keep_until=0)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl: Is a directory"):
+        log.write({"epoch": 1})

@@ -6,23 +6,18 @@ from configs import base
 def get_config():
     """Street scenes of 32x48, networks of a few channels, two epochs."""
     config = base.get_config()
-    config.dataset.options = {
-        "seed": 0,
-        "height": 32,
-        "width": 48,
-        "num_train": 8,
-        "num_validation": 3,
-        "num_test": 5,
-    }
+    config.dataset.options.update(
+        height=32, width=48, num_train=8, num_validation=3, num_test=5
+    )
     config.segmenter.model.update(width=1 / 32, padding="same")
     config.segmenter.training.update(batch_size=4, crop_size=(32, 32), num_epochs=2)
     for refiner in config.refiner.values():
         refiner.model.update(widths=(4, 6, 8), features=("pool2",))
+        refiner.selection.update(
+            step_sizes=(0.1, 1.0), num_iterations=3, damped_step_sizes=(0.5, 1.0)
+        )
         refiner.training.update(
             batch_size=4, crop_size=(32, 32), num_epochs=2, ema_decay=0.5
         )
-    config.selection.update(
-        step_sizes=(0.1, 1.0), num_iterations=3, damped_step_sizes=(0.5, 1.0)
-    )
     config.evaluation.update(batch_size=2, num_resamples=50)
     return config

@@ -1,10 +1,12 @@
 """What every data set is: three splits of images with their label maps."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from iterinf.errors import UserError
 
@@ -126,13 +128,8 @@ def stack_records(
     """
     if not records:
         raise UserError("there is no record to stack, expected at least one")
-    first = records[0]
     for record in records:
-        if record.label.shape != first.label.shape:
-            raise UserError(
-                f"{first.name} is {format_size(first.label)} but {record.name} is "
-                f"{format_size(record.label)}, expected images of one size here"
-            )
+        _check_size(record, records[0])
     return np.stack([r.image for r in records]), np.stack([r.label for r in records])
 
 
@@ -162,24 +159,52 @@ def shrink_record(record: Record, scale: int) -> Record:
     )
 
 
-def check_dataset(dataset: Dataset) -> None:
+def check_dataset(dataset: Dataset, *, show_progress: bool = False) -> None:
     """Reads every record of every split.
+
+    Args:
+      dataset: whose validation and test images must be of one size each, since whole
+        images make up a batch there; training images are cropped.
+      show_progress: by a bar, if it takes longer than two seconds.
 
     Raises:
       UserError: naming all that is wrong (the first 20 of it), if anything is.
     """
     problems = []
-    for split in (dataset.train, dataset.validation, dataset.test):
-        for index in range(len(split)):
-            try:
-                split[index]
-            except UserError as error:
-                problems.append(str(error))
+    splits = (dataset.train, dataset.validation, dataset.test)
+    total = sum(map(len, splits))
+    with tqdm(
+        desc=f"checking {dataset.name}",
+        total=total,
+        unit="image",
+        disable=not show_progress,
+        delay=2,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    ) as bar:
+        for split in splits:
+            first = None
+            for index in range(len(split)):
+                bar.update()
+                try:
+                    record = split[index]
+                    if split is not dataset.train:
+                        first = first or record
+                        _check_size(record, first)
+                except UserError as error:
+                    problems.append(str(error))
     if problems:
         count = f"{len(problems)} record{'s' if len(problems) > 1 else ''}"
         shown = "; ".join(problems[:_MAX_PROBLEMS])
         more = "; ..." if len(problems) > _MAX_PROBLEMS else ""
         raise UserError(f"{count} of {dataset.name} cannot be used: {shown}{more}")
+
+
+def _check_size(record: Record, first: Record) -> None:
+    if record.label.shape != first.label.shape:
+        raise UserError(
+            f"{first.name} is {format_size(first.label)} but {record.name} is "
+            f"{format_size(record.label)}, expected images of one size here"
+        )
 
 
 def format_size(array: np.ndarray) -> str:

@@ -16,7 +16,7 @@ _LOWEST_PROBABILITY = 1e-4
 
 
 class Condition(NamedTuple):
-    """What h contributes, computed once an image: {level: W_h * h}."""
+    """What h contributes, computed once an image: {name of the layer: W_h * h}."""
 
     contributions: dict[str, Float[Array, "b _ _ _"]]
 
@@ -44,7 +44,8 @@ class DAE(nn.Module):
       skip_connections: adds the output of pooling l - 1 to up-level l, before ReLU.
       start_as_identity: the last convolution starts at zero and adds to log y, so
         that training starts from r(y) = y.
-      feature_dropout: probability that an image's h is dropped whole, in training.
+      feature_dropout: probability that an image's h, all its layers, is dropped in
+        training.
       dtype: of the computation; parameters and output are float32.
 
     Source: paper, section 4.3.
@@ -98,7 +99,7 @@ class DAE(nn.Module):
                 nn.ConvTranspose(width, (2, 2), (2, 2), dtype=self.dtype)
                 for width in self.widths[::-1]
             ]
-        self.drop = nn.Dropout(self.feature_dropout, broadcast_dims=(1, 2, 3))
+        self.drop = nn.Dropout(self.feature_dropout)
 
     def __call__(
         self, candidate: Candidate, *, train: bool = False
@@ -117,6 +118,7 @@ class DAE(nn.Module):
           UserError: if the segmenter gives no such features.
         """
         contributions = {}
+        keep = self.drop(jnp.ones((len(candidate.y), 1, 1, 1)), deterministic=not train)
         for name in self.features:
             if name not in candidate.features:
                 given = ", ".join(candidate.features)
@@ -124,8 +126,7 @@ class DAE(nn.Module):
             h = candidate.features[name]
             if name == "input":
                 h = _pad(h, self.feature_offset)
-            h = self.drop(h, deterministic=not train)
-            contributions[name] = self.join[name](h)
+            contributions[name] = self.join[name](keep * h if train else h)
         return Condition(contributions)
 
     def reconstruct(

@@ -1,23 +1,24 @@
 """results/: the table and the figures, made from what the stages left."""
 
-import os
 import pathlib
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
 from iterinf.data.dataset import Dataset
-from iterinf.evaluation import Row, make_row
+from iterinf.evaluation import Row, bootstrap_gain, make_row
 from iterinf.files import read_arrays
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
-from iterinf.report.table import format_console_table, write_table
+from iterinf.report.table import format_console_table, format_gain, write_table
 
 _NUM_PICTURES = 3
+# Key in test.npz -> how the control is called in a row and in a sentence.
+_CONTROLS = {
+    "one_reconstruction": ("one reconstruction", "one full reconstruction"),
+    "damped_step": ("one damped step", "one damped step"),
+}
 
 
 class RefinerResult(NamedTuple):
@@ -41,14 +42,18 @@ def make_rows(
     rows = []
     for refiner in refiners:
         test = read_arrays(refiner.folder / "test.npz")
-        for suffix, key, step_size, num_iterations in (
-            (", one reconstruction", "one_reconstruction", 1.0, 1),
-            (", one damped step", "damped_step", refiner.damped_step_size, 1),
-            ("", "refined", refiner.step_size, refiner.num_iterations),
-        ):
+        settings = {
+            "one_reconstruction": (1.0, 1),
+            "damped_step": (refiner.damped_step_size, 1),
+            "refined": (refiner.step_size, refiner.num_iterations),
+        }
+        for key, (step_size, num_iterations) in settings.items():
+            model = refiner.title
+            if key in _CONTROLS:
+                model += f", {_CONTROLS[key][0]}"
             rows.append(
                 make_row(
-                    refiner.title + suffix,
+                    model,
                     test[key],
                     test["initial"],
                     blocks,
@@ -61,12 +66,40 @@ def make_rows(
     return [plain, *rows]
 
 
+def compare_to_controls(
+    refiners: Sequence[RefinerResult], blocks: Sequence[int], num_resamples: int
+) -> list[str]:
+    """Says of each refiner whether iterating beats both controls.
+
+    It does where the paired interval of each difference lies above zero.
+    """
+    sentences = []
+    for refiner in refiners:
+        test = read_arrays(refiner.folder / "test.npz")
+        gains = {
+            description: bootstrap_gain(
+                test[key], test["refined"], blocks, num_resamples=num_resamples
+            )
+            for key, (_, description) in _CONTROLS.items()
+        }
+        beats = all(interval.low > 0 for interval in gains.values())
+        listed = " and ".join(
+            f"{format_gain(gain, 2)} [{format_gain(low, 2)}, {format_gain(high, 2)}] "
+            f"points over {description}"
+            for description, (gain, low, high) in gains.items()
+        )
+        verdict = "beats both controls" if beats else "does not clearly beat both"
+        sentences.append(f"{refiner.title}: iterating {verdict}: {listed}.")
+    return sentences
+
+
 def write_results(
     directory: pathlib.Path,
     dataset: Dataset,
     rows: Sequence[Row],
     refiners: Sequence[RefinerResult],
     predict: Callable[[list[int]], dict[str, Int[np.ndarray, "n h w"]]],
+    notes: Sequence[str],
     provenance: dict[str, Any],
 ) -> None:
     """Writes table.{csv,json,md}, Figure 4 of each refiner, and Figure 3.
@@ -77,9 +110,10 @@ def write_results(
       rows: of the table.
       refiners: what the stages left; Figure 3 shows the last one's changes.
       predict: positions in the test split -> label maps by title, segmenter first.
-      provenance: printed under the table.
+      notes: sentences under the table.
+      provenance: printed under them.
     """
-    write_table(rows, dataset.classes, directory, provenance)
+    write_table(rows, dataset.classes, directory, notes, provenance)
     for refiner in refiners:
         curve = read_arrays(refiner.folder / "curve.npz")
         test = read_arrays(refiner.folder / "test.npz")
@@ -101,6 +135,7 @@ def write_results(
     )
     save_figure(figure, directory / "figures" / "figure3.png")
     print(format_console_table(rows, dataset.classes))
+    print("", *notes, "", sep="\n")
     print(f"Table and figures: {directory}")
 
 
@@ -114,33 +149,3 @@ def choose_pictures(refiner: RefinerResult) -> list[int]:
     order = np.argsort(correct[1] - correct[0], kind="stable")  # most gained first
     positions = np.linspace(0, len(order) - 1, min(_NUM_PICTURES, len(order)))
     return [int(order[int(position)]) for position in positions]
-
-
-def collect_provenance(command: str, seed: int, **more: Any) -> dict[str, Any]:
-    """What it takes to make the numbers again."""
-    device = jax.devices()[0]
-    return {
-        "command": command,
-        "seed": seed,
-        "commit": _read_commit(),
-        "hardware": f"{jax.device_count()} x {device.device_kind} ({device.platform}), "
-        f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
-        **more,
-    }
-
-
-def _read_commit() -> str:
-    """The checkout's commit, with a + if files were changed; "unknown" outside git."""
-    folder = pathlib.Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()

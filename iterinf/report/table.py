@@ -12,11 +12,6 @@ from iterinf.errors import UserError
 from iterinf.evaluation import Row
 from iterinf.files import write_atomically
 
-# How the names of the two control rows of a refiner end (after its own name).
-CONTROLS = {
-    "one reconstruction": "one full reconstruction",
-    "one damped step": "one damped step",
-}
 _LAST_COLUMNS = (
     "mean_iou",
     "global_accuracy",
@@ -32,6 +27,7 @@ def write_table(
     rows: Sequence[Row],
     classes: Sequence[str],
     directory: str | os.PathLike[str],
+    notes: Sequence[str],
     provenance: Mapping[str, object],
 ) -> None:
     """Writes table.csv, table.json and table.md, all three or none.
@@ -46,25 +42,24 @@ def write_table(
       rows: the plain network first.
       classes: k names.
       directory: created where missing.
-      provenance: how the numbers were made: config, commit, seed, hardware, wall time,
-        command.
+      notes: sentences under the md's table, and in the json.
+      provenance: how the numbers were made: commit, seed, hardware, wall time, command.
 
     Raises:
       UserError: if a class is named as another column, or if writing fails.
     """
-    clashes = {"model", *_LAST_COLUMNS} & set(classes)
-    if clashes:
-        raise UserError(f"class name {min(clashes)!r} is a column of the table too")
+    check_class_names(classes)
     records = [_make_record(row, classes) for row in rows]
     document = {
         "classes": list(classes),
         "rows": records,
+        "notes": list(notes),
         "provenance": dict(provenance),
     }
     texts = {
         "table.csv": _format_csv(records),
         "table.json": json.dumps(document, indent=2, allow_nan=False, default=str),
-        "table.md": _format_markdown(rows, classes, provenance),
+        "table.md": _format_markdown(rows, classes, notes, provenance),
     }
     write_atomically(
         {
@@ -72,6 +67,13 @@ def write_table(
             for name, text in texts.items()
         }
     )
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """Refuses, by a UserError, a class that is named as another column."""
+    clashes = {"model", *_LAST_COLUMNS} & set(classes)
+    if clashes:
+        raise UserError(f"class name {min(clashes)!r} is a column of the table too")
 
 
 def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
@@ -90,8 +92,8 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
                 row.model,
                 _format_number(row.mean_iou),
                 _format_number(row.global_accuracy),
-                _format_gain(row.gain),
-                f"[{_format_gain(row.gain_low)}, {_format_gain(row.gain_high)}]",
+                format_gain(row.gain),
+                f"[{format_gain(row.gain_low)}, {format_gain(row.gain_high)}]",
                 _format_step_size(row.step_size) or "-",
                 str(row.num_iterations),
             ]
@@ -129,7 +131,10 @@ def _format_csv(records: Sequence[Mapping[str, object]]) -> str:
 
 
 def _format_markdown(
-    rows: Sequence[Row], classes: Sequence[str], provenance: Mapping[str, object]
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    notes: Sequence[str],
+    provenance: Mapping[str, object],
 ) -> str:
     """The table, then what one must know to read it."""
     header = ["model", *classes, *_LAST_COLUMNS]
@@ -141,7 +146,7 @@ def _format_markdown(
                 *(_format_number(iou) for iou in row.class_iou),
                 _format_number(row.mean_iou),
                 _format_number(row.global_accuracy),
-                *(map(_format_gain, (row.gain, row.gain_low, row.gain_high))),
+                *(map(format_gain, (row.gain, row.gain_low, row.gain_high))),
                 _format_step_size(row.step_size) or "-",
                 str(row.num_iterations),
             ]
@@ -150,15 +155,15 @@ def _format_markdown(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
         for line in lines
     ]
-    notes = [
+    paragraphs = [
         "All in per cent. `gain` is the difference in mean IoU to the first row, in "
         "points, with its 95% paired interval `gain_low` to `gain_high` (bootstrap "
         "over blocks of images). The interval covers images, not training seeds.",
         _describe_absent_classes(rows, classes),
-        *_compare_to_controls(rows),
+        *notes,
     ]
     origin = [f"- {name}: {_quote(value)}" for name, value in provenance.items()]
-    return "\n".join([*table, "", "\n\n".join(notes), "", *origin])
+    return "\n".join([*table, "", "\n\n".join(paragraphs), "", *origin])
 
 
 def _describe_absent_classes(rows: Sequence[Row], classes: Sequence[str]) -> str:
@@ -176,28 +181,6 @@ def _describe_absent_classes(rows: Sequence[Row], classes: Sequence[str]) -> str
     return f"{rule}: {', '.join(found) or 'here none'}."
 
 
-def _compare_to_controls(rows: Sequence[Row]) -> list[str]:
-    """Says of each refiner with control rows whether iterating beats them."""
-    by_name = {row.model: row for row in rows}
-    differences: dict[str, dict[str, float]] = {}
-    for row in rows:
-        for ending, description in CONTROLS.items():
-            refiner = row.model.removesuffix(ending).rstrip(" ,:-")
-            if row.model.endswith(ending) and refiner in by_name:
-                difference = by_name[refiner].mean_iou - row.mean_iou
-                differences.setdefault(refiner, {})[description] = difference
-    sentences = []
-    for refiner, found in differences.items():
-        listed = " and ".join(
-            f"{_format_gain(difference, decimals=2)} points over {description}"
-            for description, difference in found.items()
-        )
-        which = "both controls" if len(found) > 1 else "this one control"
-        beats = "beats" if min(found.values()) > 0 else "does not beat"
-        sentences.append(f"{refiner}: iterating {beats} {which} ({listed}).")
-    return sentences
-
-
 def _quote(value: object) -> str:
     """A value as inline code on one line."""
     return f"`{' '.join(str(value).split())}`"
@@ -208,8 +191,8 @@ def _format_number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:z.1f}"
 
 
-def _format_gain(value: float, decimals: int = 1) -> str:
-    """Signed; zero as 0.0."""
+def format_gain(value: float, decimals: int = 1) -> str:
+    """Points, signed; zero as 0.0."""
     text = f"{value:+z.{decimals}f}"
     return text[1:] if float(text) == 0 else text
 

@@ -1,0 +1,59 @@
+"""What it takes to make a workdir's numbers again: runs.jsonl, a line a run."""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+from iterinf.files import read_lines, write_atomically
+
+
+def log_run(workdir: pathlib.Path, command: str) -> None:
+    """Appends this run to runs.jsonl.
+
+    Args:
+      workdir: holds the file.
+      command: what the user typed.
+    """
+    path = workdir / "runs.jsonl"
+    device = jax.devices()[0]
+    run = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "commit": read_commit(pathlib.Path(__file__).parent.parent),
+        "hardware": f"{jax.device_count()} x {device.device_kind} ({device.platform}), "
+        f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+    }
+    lines = [*read_lines(path), json.dumps(run)]
+    write_atomically({path: "".join(f"{line}\n" for line in lines).encode()})
+
+
+def describe_runs(workdir: pathlib.Path) -> dict[str, str]:
+    """The last run's command; every commit, hardware and versions that took part."""
+    runs = [json.loads(line) for line in read_lines(workdir / "runs.jsonl")]
+    described = {"command": runs[-1]["command"]}
+    for key in ("commit", "hardware", "versions"):
+        described[key] = "; ".join(dict.fromkeys(run[key] for run in runs))
+    return described
+
+
+def read_commit(checkout: pathlib.Path) -> str:
+    """The commit of a checkout, with a + if files were changed; else "unknown"."""
+    if not (checkout / ".git").exists():
+        return "unknown"  # installed, perhaps below the checkout of another project
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()

@@ -1,0 +1,118 @@
+"""What a config must say, and what a workdir's results bind."""
+
+import json
+
+import pytest
+
+from iterinf.errors import UserError
+from iterinf.settings import check_settings, flatten, keep_settings
+from tests import tiny
+
+
+def make_settings(**changes):
+    """The tiny config as plain dicts, some leaves changed by their path."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    return json.loads(config.to_json())
+
+
+def test_flatten():
+    tree = {"a": 1, "b": {"c": (2, 3), "d": {"e": None}}}
+    assert flatten(tree) == {"a": 1, "b.c": (2, 3), "b.d.e": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("segmenter.training.batch_size", 0, "1 or more"),
+        ("refiner.dae_y.training.num_epochs", 0, "1 or more"),
+        ("refiner.dae_y.training.patience", 0, "1 or more"),
+        ("refiner.dae_y.selection.num_iterations", 0, "1 or more"),
+        ("refiner.dae_y.selection.step_sizes", (), "numbers above 0"),
+        ("refiner.dae_y.selection.damped_step_sizes", (0.0, 1.0), "numbers above 0"),
+        ("evaluation.batch_size", -1, "1 or more"),
+        ("evaluation.num_resamples", 0, "1 or more"),
+        ("segmenter.training.monitor", "validation/miou", ".*or validation/mean_iou"),
+        ("dtype", "float23", "one of float32, bfloat16, float16"),
+    ],
+)
+def test_values_that_cannot_be_are_named(key, value, expected):
+    with pytest.raises(UserError, match=f"^config.{key} is .*, expected {expected}"):
+        check_settings(make_settings(**{key.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"refiners": ()}, "config.refiners is empty"),
+        ({"refiners": ("dea_y",)}, "unknown 'dea_y'; known: dae_y, dae_ytrue"),
+        ({"refiners": ("dae_y", "dae_y")}, "two have the name 'dae_y'"),
+        ({"refiner__dae_y__title": "DAE(y_true)"}, "the title 'DAE\\(y_true\\)'"),
+    ],
+)
+def test_refiners_that_cannot_be_are_named(changes, message):
+    check_settings(make_settings())
+    with pytest.raises(UserError, match=message):
+        check_settings(make_settings(**changes))
+
+
+def leave(workdir, *files):
+    """What stages leave behind."""
+    for file in files:
+        (workdir / file).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / file).write_bytes(b"")
+
+
+SEGMENTER = "segmenter/checkpoints/4"
+REFINER = "refiners/dae_y/checkpoints/4"
+CHOICE = "refiners/dae_y/selection.json"
+
+
+@pytest.mark.parametrize(
+    ("files", "key", "value", "free"),
+    [
+        ((), "segmenter.training.num_epochs", 3, True),
+        ((SEGMENTER,), "segmenter.training.num_epochs", 3, False),
+        ((SEGMENTER,), "dataset.options.height", 64, False),
+        ((SEGMENTER,), "progress", False, True),
+        ((SEGMENTER,), "loader.num_threads", 2, True),
+        ((SEGMENTER,), "evaluation.batch_size", 1, True),
+        ((SEGMENTER,), "refiners", ("dae_y",), True),
+        ((SEGMENTER,), "refiner.dae_y.objective.sigma", 0.3, True),
+        ((SEGMENTER, REFINER), "refiner.dae_y.objective.sigma", 0.3, False),
+        ((SEGMENTER, REFINER), "refiner.dae_ytrue.objective.sigma", 0.3, True),
+        ((SEGMENTER, REFINER), "refiner.dae_y.selection.num_iterations", 9, True),
+        ((SEGMENTER, REFINER), "refiner.dae_y.title", "another", True),
+        ((SEGMENTER, CHOICE), "refiner.dae_y.selection.num_iterations", 9, False),
+        ((SEGMENTER, CHOICE), "refiner.dae_y.objective.sigma", 0.3, False),
+        ((SEGMENTER, CHOICE), "refiner.dae_y.title", "another", True),
+    ],
+)
+def test_what_shaped_a_result_is_bound_and_nothing_else(
+    tmp_path, files, key, value, free
+):
+    before, after = make_settings(), make_settings(**{key.replace(".", "__"): value})
+    keep_settings(tmp_path, before)
+    leave(tmp_path, *files)
+    if free:
+        keep_settings(tmp_path, after)
+    else:
+        with pytest.raises(UserError, match=f"holds results with config.{key} = "):
+            keep_settings(tmp_path, after)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept == (after if free else before)
+
+
+def test_where_the_data_lies_is_free_and_its_scale_is_not(tmp_path):
+    camvid = {"path": "a", "source": "folder", "data_dir": "", "scale": 1}
+    settings = make_settings()
+    settings["dataset"]["options"] = camvid
+    keep_settings(tmp_path, settings)
+    leave(tmp_path, SEGMENTER)
+    camvid |= {"path": "b", "source": "tfds", "data_dir": "c"}
+    keep_settings(tmp_path, settings)
+    camvid |= {"scale": 2}
+    with pytest.raises(UserError, match="config.dataset.options.scale = 1, not 2"):
+        keep_settings(tmp_path, settings)
