@@ -253,9 +253,9 @@ class Experiment:
         if (folder / "selection.json").exists():
             content = json.loads((folder / "selection.json").read_text())
             return Selection(**content["refined"])
-        started = time.monotonic()
         grid = self.config.refiner[name].selection
         variables = self.train_refiner(name)
+        started = time.monotonic()
         count = functools.partial(self._count, name, variables, self.dataset.validation)
         counts = count(grid.step_sizes, grid.num_iterations, f"sweep of {name}")
         curve = compute_mean_iou(counts.refined.sum(axis=0))
@@ -282,7 +282,6 @@ class Experiment:
 
     def evaluate(self, name: str) -> None:
         """Runs the test split once a choice, which is on disk by now."""
-        started = time.monotonic()
         path = self.workdir / "refiners" / name / "test.npz"
         selection = self.select(name)
         damped = json.loads(path.with_name("selection.json").read_text())["damped"]
@@ -290,6 +289,7 @@ class Experiment:
         if path.exists() and np.array_equal(read_arrays(path)["choice"], choice):
             return
         variables = self.train_refiner(name)
+        started = time.monotonic()
         count = functools.partial(self._count, name, variables, self.dataset.test)
         num_iterations = self.config.refiner[name].selection.num_iterations
         counts = count((selection.step_size,), num_iterations, f"test of {name}")
