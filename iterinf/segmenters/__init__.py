@@ -1,13 +1,23 @@
 """Networks x -> logits, features."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
 from iterinf.errors import UserError
+from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
 
-SEGMENTERS: dict[str, type[nn.Module]] = {"fcn8": FCN8}
+SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
+    "fcn8": FCN8,
+    "fc_densenet56": partial(
+        FCDenseNet, blocks=(4, 4, 4, 4, 4), bottleneck=4, growth_rate=12
+    ),
+    "fc_densenet67": partial(FCDenseNet, blocks=(5, 5, 5, 5, 5), bottleneck=5),
+    "fc_densenet103": FCDenseNet,
+}
 
 
 def create_segmenter(name: str, *, num_classes: int, **options: Any) -> nn.Module:
