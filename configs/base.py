@@ -70,6 +70,81 @@ def create_training(**changes) -> ConfigDict:
     return training
 
 
+def create_fcn8() -> ConfigDict:
+    """Keys of an FCN-8 (iterinf/segmenters/fcn8.py) and of its training."""
+    segmenter = ConfigDict(
+        {
+            "name": "fcn8",
+            "title": "FCN8",
+            "model": {
+                "width": 1.0,
+                "padding": "published",  # or "same"
+                "relu_scores": False,
+                "dropout": 0.5,
+                "input_mean": (0.0, 0.0, 0.0),
+                "input_std": (1.0, 1.0, 1.0),
+            },
+            "init_from": "",  # a file of foreign weights (iterinf/weights.py)
+            "class_weights": "none",  # or "median_frequency"
+            "training": create_training(
+                num_epochs=750, patience=100, monitor="validation/mean_iou"
+            ),
+            "fine_tuning": create_fine_tuning(),
+        }
+    )
+    segmenter.training.optimizer = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 1e-4,
+            "decay_per_epoch": 1.0,
+            "weight_decay": 0.0,
+            "options": {},
+        }
+    )
+    return segmenter
+
+
+def create_fc_densenet() -> ConfigDict:
+    """Keys of an FC-DenseNet103 (iterinf/segmenters/fc_densenet.py), in two phases."""
+    segmenter = ConfigDict(
+        {
+            "name": "fc_densenet103",
+            "title": "FC-DenseNet103",
+            "model": {
+                "blocks": (4, 5, 7, 10, 12),  # layers of the dense blocks
+                "bottleneck": 15,
+                "growth_rate": 16,
+                "first_channels": 48,
+                "dropout": 0.2,
+                "statistics": "image",  # "batch" or "running": what normalises at test
+                "rematerialise": False,
+            },
+            "init_from": "",
+            "class_weights": "none",
+            "training": create_training(
+                batch_size=3,
+                num_epochs=750,
+                patience=150,
+                monitor="validation/mean_iou",
+            ),
+            "fine_tuning": create_fine_tuning(
+                batch_size=3,
+                num_epochs=750,
+                patience=50,
+                monitor="validation/mean_iou",
+            ),
+        }
+    )
+    segmenter.training.optimizer.decay_per_epoch = 0.995
+    segmenter.fine_tuning.optimizer.update(learning_rate=1e-4, decay_per_epoch=1.0)
+    return segmenter
+
+
+def create_fine_tuning(**changes) -> ConfigDict:
+    """Keys of a second phase, on whole images; no epochs, no such phase."""
+    return create_training(**{"crop_size": None, "num_epochs": 0} | changes)
+
+
 def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
     """Keys of a conditional denoising autoencoder."""
     return ConfigDict(
@@ -93,6 +168,7 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "cross_entropy": 1.0,  # weight of its second term
             },
             "training": create_training(),
+            "fine_tuning": create_fine_tuning(),
             "selection": {  # on validation
                 "step_sizes": (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
                 "num_iterations": 50,
@@ -113,32 +189,7 @@ def get_config() -> ConfigDict:
 
     config.dataset = ConfigDict({"name": "streets", "options": create_streets()})
 
-    config.segmenter = ConfigDict(
-        {
-            "name": "fcn8",
-            "title": "FCN8",
-            "model": {
-                "width": 1.0,
-                "padding": "published",  # or "same"
-                "relu_scores": False,
-                "dropout": 0.5,
-                "input_mean": (0.0, 0.0, 0.0),
-                "input_std": (1.0, 1.0, 1.0),
-            },
-            "training": create_training(
-                num_epochs=750, patience=100, monitor="validation/mean_iou"
-            ),
-        }
-    )
-    config.segmenter.training.optimizer = ConfigDict(
-        {
-            "name": "adam",
-            "learning_rate": 1e-4,
-            "decay_per_epoch": 1.0,
-            "weight_decay": 0.0,
-            "options": {},
-        }
-    )
+    config.segmenter = create_fcn8()
 
     config.refiners = ("dae_ytrue", "dae_y")  # rows of the table, in this order
     config.refiner = ConfigDict(

@@ -171,8 +171,16 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
 
 
 def _describe_epochs(folder: pathlib.Path, settings: ConfigDict) -> str:
+    described = _describe_phase(folder, settings.training)
+    if settings.fine_tuning.num_epochs:
+        phase = _describe_phase(folder / "fine_tuning", settings.fine_tuning)
+        described += f"; fine-tuning {phase}"
+    return described
+
+
+def _describe_phase(folder: pathlib.Path, training: ConfigDict) -> str:
     epochs = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
     minutes = sum(epoch["seconds"] for epoch in epochs) / 60
-    ended = len(epochs) < settings.training.num_epochs
+    ended = len(epochs) < training.num_epochs
     until = "until patience ended" if ended else "all there were"
     return f"{len(epochs)} epochs, {until}, {minutes:.1f} minutes"

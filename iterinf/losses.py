@@ -1,4 +1,4 @@
-"""Training losses. Sums over the labelled pixels and their number, never means."""
+"""Training losses: sums over the labelled pixels and their number, never means."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class LossSum(NamedTuple):
     """A loss as sum and count, so that padding and batching cannot bias its mean."""
 
     total: Float[Array, ""]  # summed over labelled pixels
-    num_pixels: Float[Array, ""]  # labelled ones
+    num_pixels: Float[Array, ""]  # labelled ones, by their weight
 
     @property
     def mean(self) -> Float[Array, ""]:
@@ -28,15 +28,29 @@ def encode_labels(labels: Integer[Array, "b h w"], num_classes: int) -> Array:
 
 
 def compute_cross_entropy(
-    logits: Float[Array, "b h w k"], labels: Integer[Array, "b h w"]
+    logits: Float[Array, "b h w k"],
+    labels: Integer[Array, "b h w"],
+    class_weights: Float[Array, " k"] | None = None,
 ) -> LossSum:
-    """Cross-entropy of a segmenter, -log softmax(logits)[label], void left out."""
+    """Cross-entropy of a segmenter, -w[label] log softmax(logits)[label].
+
+    Args:
+      logits: scores.
+      labels: the truth; k and above are void and left out.
+      class_weights: w; None: all one.
+
+    Returns:
+      Sum over labelled pixels, and the sum of their weights.
+    """
     num_classes = logits.shape[-1]
     valid = labels < num_classes
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(valid, labels, 0)
-    )
-    return LossSum(jnp.sum(losses, where=valid), jnp.sum(valid, dtype=jnp.float32))
+    labels = jnp.where(valid, labels, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    weights = jnp.ones(labels.shape)
+    if class_weights is not None:
+        weights = class_weights[labels]
+        losses = weights * losses
+    return LossSum(jnp.sum(losses, where=valid), jnp.sum(weights, where=valid))
 
 
 def compute_reconstruction_loss(

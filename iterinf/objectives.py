@@ -44,15 +44,18 @@ def propose(
     return jax.lax.stop_gradient(Candidate(nn.softmax(logits), features, images))
 
 
-def make_segmenter_loss(segmenter: nn.Module) -> LossFunction:
-    """Cross-entropy of the segmenter's logits."""
+def make_segmenter_loss(
+    segmenter: nn.Module, class_weights: Float[np.ndarray, " k"] | None = None
+) -> LossFunction:
+    """Cross-entropy of the segmenter's logits, by class weights if there are any."""
+    weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def compute_loss(params, frozen, batch: Batch, key):
         del frozen
         logits, _ = segmenter.apply(
             {"params": params}, batch.image, train=True, rngs={"dropout": key}
         )
-        return compute_cross_entropy(logits, batch.label)
+        return compute_cross_entropy(logits, batch.label, weights)
 
     return compute_loss
 

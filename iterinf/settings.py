@@ -20,6 +20,7 @@ _COUNTS = {
     "patience",
 }
 _STEP_SIZES = {"step_sizes", "damped_step_sizes"}
+_CLASS_WEIGHTS = ("none", "median_frequency")
 _DTYPES = ("float32", "bfloat16", "float16")
 _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "refiners",
@@ -42,12 +43,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     for key, value in flatten(settings).items():
         name = key.rpartition(".")[-1]
-        if name in _COUNTS and not value >= 1:
-            raise UserError(f"config.{key} is {value!r}, expected 1 or more")
+        least = 0 if key.endswith("fine_tuning.num_epochs") else 1
+        if name in _COUNTS and not value >= least:
+            raise UserError(f"config.{key} is {value!r}, expected {least} or more")
         if name in _STEP_SIZES and not (value and min(value) > 0):
             raise UserError(f"config.{key} is {value!r}, expected numbers above 0")
         if name == "monitor" and value not in METRICS:
             known = " or ".join(METRICS)
+            raise UserError(f"config.{key} is {value!r}, expected {known}")
+        if name == "class_weights" and value not in _CLASS_WEIGHTS:
+            known = " or ".join(_CLASS_WEIGHTS)
             raise UserError(f"config.{key} is {value!r}, expected {known}")
         if name == "dtype" and value not in _DTYPES:
             known = ", ".join(_DTYPES)

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from iterinf.data import Dataset, Split, check_dataset, create_dataset
+from iterinf.data.frequencies import compute_median_frequency_weights
 from iterinf.data.loader import make_train_batches
 from iterinf.evaluation import compute_mean_iou
 from iterinf.files import read_arrays, write_arrays, write_json
@@ -31,6 +33,7 @@ from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.selection import Counts, Selection, count_refinements, select
 from iterinf.settings import check_settings, keep_settings
+from iterinf.statistics import estimate_statistics
 from iterinf.training import (
     LossFunction,
     Params,
@@ -40,6 +43,7 @@ from iterinf.training import (
     fit,
     make_train_step,
 )
+from iterinf.weights import match_input, read_weights, replace_parameters
 
 
 class Experiment:
@@ -73,6 +77,8 @@ class Experiment:
             dtype=jnp.dtype(config.dtype),
             **config.segmenter.model,
         )
+        if config.segmenter.init_from:
+            self.segmenter = match_input(self.segmenter)
         self._check_parts()
         keep_settings(workdir, settings)
 
@@ -100,7 +106,25 @@ class Experiment:
     @functools.cached_property
     def segmenter_variables(self) -> Variables:
         """The segmenter's best variables; trained if they are not there yet."""
-        return {"params": self._train_segmenter()}
+        variables = {"params": self._train_segmenter()}
+        if getattr(self.segmenter, "statistics", "") == "running":
+            variables["statistics"] = self._estimate_statistics(variables)
+        return variables
+
+    def _estimate_statistics(self, variables: Variables) -> Variables:
+        """Over an epoch of training crops; kept in a file."""
+        path = self.workdir / "segmenter" / "statistics.npz"
+        if not path.exists():
+            training = self.config.segmenter.training
+            statistics = estimate_statistics(
+                self.segmenter,
+                variables,
+                self._make_batches(training, 0),
+                self._count_steps(training),
+                jax.random.key(self.config.seed),
+            )
+            write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
+        return unflatten_dict(read_arrays(path), sep="/")
 
     def _train_segmenter(self) -> Params:
         """Trains the segmenter; also says how well it knows its training crops."""
@@ -117,10 +141,11 @@ class Experiment:
         params = self._fit(
             self.segmenter,
             jnp.zeros((1, 64, 64, 3)),
-            make_segmenter_loss(self.segmenter),
+            make_segmenter_loss(self.segmenter, self._compute_class_weights()),
             validate,
             folder,
             settings,
+            init_from=settings.init_from,
         )
         if not (folder / "summary.json").exists():
             write_json(
@@ -131,6 +156,13 @@ class Experiment:
                 },
             )
         return params
+
+    def _compute_class_weights(self) -> np.ndarray | None:
+        if self.config.segmenter.class_weights == "none":
+            return None
+        return compute_median_frequency_weights(
+            self.dataset.train, self.dataset.num_classes
+        )
 
     def train_refiner(self, name: str) -> Variables:
         """Trains a refiner on the frozen segmenter, or reads it where that is done."""
@@ -177,12 +209,42 @@ class Experiment:
         settings: ConfigDict,
         *,
         frozen: Any = None,
+        init_from: str = "",
     ) -> Params:
-        training = settings.training
-        optimizer = self._create_optimizer(training)
         key = jax.random.key(self.config.seed)
         init_key, step_key = jax.random.split(key)
         params = jax.jit(network.init)(init_key, inputs)["params"]
+        if init_from and not any(folder.glob("checkpoints/*")):
+            weights = read_weights(init_from, network)
+            params = replace_parameters(params, weights, init_from)
+        fit_phase = functools.partial(
+            self._fit_phase, step_key, compute_loss, validate, frozen=frozen
+        )
+        params = fit_phase(
+            params, settings.training, folder, title=f"training {settings.title}"
+        )
+        if settings.fine_tuning.num_epochs:
+            params = fit_phase(
+                params,
+                settings.fine_tuning,
+                folder / "fine_tuning",
+                title=f"fine-tuning {settings.title}",
+            )
+        return params
+
+    def _fit_phase(
+        self,
+        step_key: Any,
+        compute_loss: LossFunction,
+        validate: Any,
+        params: Params,
+        training: ConfigDict,
+        folder: pathlib.Path,
+        *,
+        frozen: Any,
+        title: str,
+    ) -> Params:
+        optimizer = self._create_optimizer(training)
         return fit(
             create_train_state(
                 params, optimizer, step_key, averaged=training.ema_decay > 0
@@ -199,7 +261,7 @@ class Experiment:
                 maximize=not training.monitor.endswith("loss"),
             ),
             frozen=frozen,
-            title=f"training {settings.title}",
+            title=title,
         )
 
     def _count_steps(self, training: ConfigDict) -> int:

@@ -1,5 +1,6 @@
 """Every config builds its networks, in shapes, and knows only base's keys."""
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -27,8 +28,8 @@ def load(name):
 
 
 def list_keys(tree, prefix=""):
-    """All keys but those that a data set or an optimizer chooses itself."""
-    if not isinstance(tree, dict) or prefix.endswith(".options"):
+    """All keys but those that a data set, a network or an optimizer chooses itself."""
+    if not isinstance(tree, dict) or prefix.endswith((".options", ".model")):
         return {prefix}
     return set().union(*(list_keys(v, f"{prefix}.{k}") for k, v in tree.items()))
 
@@ -36,6 +37,12 @@ def list_keys(tree, prefix=""):
 @pytest.mark.parametrize("name", NAMES)
 def test_has_the_keys_of_base(name):
     assert list_keys(load(name).to_dict()) == list_keys(base.get_config().to_dict())
+
+
+def list_options(network):
+    """What a config says of a network; the rest follows from data and hardware."""
+    others = {"num_classes", "feature_offset", "dtype", "parent", "name"}
+    return {field.name for field in dataclasses.fields(network)} - others
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,6 +57,7 @@ def test_builds(name):
         segmenter.apply, variables, jnp.zeros((1, *crop_size, 3))
     )
     assert logits.shape == (1, *crop_size, 11)
+    assert list_options(segmenter) == set(config.segmenter.model)
     assert config.refiners
     for settings in (config.refiner[refiner] for refiner in config.refiners):
         crop_size = settings.training.crop_size
@@ -64,6 +72,7 @@ def test_builds(name):
             feature_offset=segmenter.feature_offset,
             **settings.model,
         )
+        assert list_options(refiner) == set(settings.model)
         weights = jax.eval_shape(refiner.init, key, candidate)
         reconstruction = jax.eval_shape(refiner.apply, weights, candidate)
         assert reconstruction.shape == (1, *crop_size, 11)

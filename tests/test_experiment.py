@@ -13,12 +13,14 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
 from iterinf import stages
 from iterinf.data.camvid import CLASSES
 from iterinf.errors import UserError
 from iterinf.experiment import run
 from iterinf.stages import Experiment
 from tests import tiny
+from tests.test_weights import make_vgg16
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = [
@@ -299,3 +301,47 @@ def test_killed_and_resumed_it_ends_the_same(workdir, tmp_path):
     found, expected = read_parameters(killed), read_parameters(workdir)
     for array, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.slow
+def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
+    config = tiny.get_config()
+    config.segmenter = base.create_fc_densenet()
+    config.segmenter.class_weights = "median_frequency"
+    config.segmenter.model.update(
+        blocks=(1, 1),
+        bottleneck=1,
+        growth_rate=3,
+        first_channels=4,
+        statistics="running",
+    )
+    config.segmenter.training.update(batch_size=4, crop_size=(32, 32), num_epochs=1)
+    config.segmenter.fine_tuning.update(batch_size=2, num_epochs=1)
+    config.refiners = ("dae_y",)
+    run(config, tmp_path, "run", "")
+    for phase in ("segmenter", "segmenter/fine_tuning"):
+        assert len((tmp_path / phase / "metrics.jsonl").read_text().splitlines()) == 1
+    assert [row["model"] for row in read_table(tmp_path)] == [
+        row.replace("FCN8", "FC-DenseNet103") for row in [ROWS[0], *ROWS[4:]]
+    ]
+    document = json.loads((tmp_path / "results" / "table.json").read_text())
+    assert "fine-tuning 1 epochs" in document["provenance"]["FC-DenseNet103"]
+    again = Experiment(config, tmp_path).segmenter_variables
+    assert set(again) == {"params", "statistics"}
+
+
+def test_training_starts_from_foreign_weights_and_goes_on_without_them(rng, tmp_path):
+    config = tiny.get_config()
+    arrays = make_vgg16(rng, widening=2)
+    path = tmp_path / "vgg16.npz"
+    np.savez(path, **arrays)
+    config.segmenter.init_from = str(path)
+    config.segmenter.training.optimizer.learning_rate = 0.0
+    config.segmenter.training.num_epochs = 1
+    run(config, tmp_path / "run", "train_segmenter", "")
+    path.unlink()
+    experiment = Experiment(config, tmp_path / "run")
+    assert experiment.segmenter.input_std == (0.229, 0.224, 0.225)
+    kernel = experiment.segmenter_variables["params"]["conv4_2"]["kernel"]
+    expected = arrays["features.19.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)

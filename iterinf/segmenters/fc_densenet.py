@@ -189,11 +189,12 @@ class FCDenseNet(nn.Module):
             and self.statistics == "running"
             and self.has_variable("statistics", name)
         ):
-            mean, var = self.get_variable("statistics", name)
+            found = self.get_variable("statistics", name)
+            mean, var = found["mean"], found["var"]
         else:
             axes = _AXES["batch" if train else self.statistics]
             mean = jnp.mean(wide, axes, keepdims=True)
             var = jnp.var(wide, axes, keepdims=True)
         if train and self.is_mutable_collection("statistics"):
-            self.put_variable("statistics", name, (mean, var))
+            self.put_variable("statistics", name, {"mean": mean, "var": var})
         return ((wide - mean) * jax.lax.rsqrt(var + _EPSILON)).astype(self.dtype)

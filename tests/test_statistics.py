@@ -1,0 +1,53 @@
+"""Estimated statistics are the mean of the batches'."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iterinf.statistics import estimate_statistics
+from iterinf.types import Batch
+from tests.test_fc_densenet import create_narrow, load_variables
+
+
+def make_batches(rng, count):
+    images = rng.uniform(size=(count, 2, 16, 16, 3)).astype(np.float32)
+    labels = jnp.zeros((2, 16, 16), jnp.int32)
+    return [Batch(jnp.asarray(image), labels) for image in images]
+
+
+def test_they_are_the_mean_over_batches(rng):
+    segmenter = create_narrow(statistics="running", dropout=0.0)
+    variables, batches = load_variables(), make_batches(rng, 4)
+    found = estimate_statistics(
+        segmenter, variables, iter(batches), 3, jax.random.key(0)
+    )
+    mean, var = (found["first"][name] for name in ("mean", "var"))
+    kernel, bias = (variables["params"]["first"][name] for name in ("kernel", "bias"))
+    maps = [
+        jax.lax.conv_general_dilated(
+            batch.image,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        + bias[None, None, None]
+        for batch in batches[:3]
+    ]
+    expected = np.mean([np.mean(x, axis=(0, 1, 2)) for x in maps], axis=0)
+    np.testing.assert_allclose(np.ravel(mean), expected, rtol=1e-4, atol=1e-5)
+    expected = np.mean([np.var(x, axis=(0, 1, 2)) for x in maps], axis=0)
+    np.testing.assert_allclose(np.ravel(var), expected, rtol=1e-4)
+
+
+def test_one_image_is_then_scored_as_in_a_batch(rng):
+    segmenter = create_narrow(statistics="running")
+    batches = make_batches(rng, 3)
+    statistics = estimate_statistics(
+        segmenter, load_variables(), iter(batches), 3, jax.random.key(0)
+    )
+    variables = load_variables() | {"statistics": statistics}
+    apply = jax.jit(segmenter.apply)
+    together, _ = apply(variables, batches[0].image)
+    alone, _ = apply(variables, batches[0].image[1:])
+    np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
