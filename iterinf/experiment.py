@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iterinf.data import Dataset, check_dataset
+from iterinf.data import Dataset
 from iterinf.errors import UserError
 from iterinf.files import read_arrays, read_lines
 from iterinf.prediction import predict_labels
@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     experiment = Experiment(config, workdir)
     check_class_names(experiment.dataset.classes)
     if mode == "check_data":
-        check_dataset(experiment.dataset, show_progress=config.progress)
+        experiment.check_data()
         print(_describe_dataset(experiment.dataset))
         return
     log_run(workdir, command)

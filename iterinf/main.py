@@ -1,11 +1,15 @@
-"""Command line: flags only. What they mean is in configs/base.py and experiment.py."""
+"""iterinf: train, refine, choose, evaluate, show.
+
+python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+--config.key=value changes a key of the config; configs/base.py lists them all.
+"""
 
 import contextlib
 import io
 import os
 import pathlib
 import shlex
-import signal
 import sys
 
 import jax
@@ -15,6 +19,7 @@ from ml_collections import config_flags
 from iterinf.errors import UserError
 from iterinf.experiment import MODES, run
 from iterinf.files import lock_folder
+from iterinf.interruption import stop_on_signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; --config.key=value overrides a key."
@@ -29,12 +34,14 @@ flags.mark_flags_as_required(["config", "workdir"])
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config file; errors are one line."""
     try:
+        sys.path.append(str(pathlib.Path(__file__).parent.parent))  # holds configs/
         with contextlib.redirect_stderr(io.StringIO()):  # a traceback of config_flags
             rest = flags.FLAGS(argv)
         _ = _CONFIG.value.seed
         return rest
     except (AttributeError, KeyError) as error:
-        sys.exit(f"iterinf: no such config key: {error}")
+        reason = str(error.args[0]).replace("\n", "; ")
+        sys.exit(f"iterinf: no such config key: {reason}")
     except OSError as error:
         reason = str(error).splitlines()[-1].strip()
         sys.exit(f"iterinf: cannot load the config file: {reason}")
@@ -46,7 +53,7 @@ def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"iterinf: unexpected argument {argv[1]!r}; options start with --")
     logging.set_verbosity(logging.FATAL)  # Orbax and XLA; we raise what matters
-    signal.signal(signal.SIGTERM, _stop)
+    stop_on_signals()
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
     workdir = pathlib.Path(str(_WORKDIR.value))
     try:
@@ -55,19 +62,6 @@ def _run(argv: list[str]) -> None:
             run(_CONFIG.value, workdir, _MODE.value, command)
     except UserError as error:
         sys.exit(f"iterinf: {error}")
-    except KeyboardInterrupt:
-        sys.exit("iterinf: interrupted; the same command goes on from the last epoch")
-
-
-def _stop(*_: object) -> None:
-    """Ends the process with status 0; what is on disk is whole, at any moment.
-
-    Training listens for the signal itself, to save first. An exception would not do:
-    one that is raised inside a callback of a compiled program is lost.
-    """
-    with contextlib.suppress(RuntimeError):  # the signal came while it was printing
-        print("SIGTERM: stopped; start again to go on", flush=True)
-    os._exit(0)
 
 
 def _keep_compiled_programs() -> None:

@@ -19,6 +19,7 @@ _COUNTS = {
     "num_resamples",
     "patience",
 }
+_NOT_NEGATIVE = {"seed", "learning_rate", "weight_decay", "sigma", "jitter"}
 _STEP_SIZES = {"step_sizes", "damped_step_sizes"}
 _CLASS_WEIGHTS = ("none", "median_frequency")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -43,6 +44,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     for key, value in flatten(settings).items():
         name = key.rpartition(".")[-1]
+        if name == "crop_size" and not _is_size(value):
+            raise UserError(
+                f"config.{key} is {value!r}, expected height and width, or None"
+            )
+        if name in _NOT_NEGATIVE and value < 0:
+            raise UserError(f"config.{key} is {value!r}, expected 0 or more")
         least = 0 if key.endswith("fine_tuning.num_epochs") else 1
         if name in _COUNTS and not value >= least:
             raise UserError(f"config.{key} is {value!r}, expected {least} or more")
@@ -58,6 +65,30 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             known = ", ".join(_DTYPES)
             raise UserError(f"config.{key} is {value!r}, expected one of {known}")
     _check_refiners(settings)
+
+
+def check_crops(settings: Mapping[str, Any], smallest: tuple[int, int]) -> None:
+    """Checks that crops lie inside the smallest training image (height, width).
+
+    Raises:
+      UserError: the first key whose crops do not.
+    """
+    for key, size in flatten(settings).items():
+        name = key.split(".")
+        used = name[0] != "refiner" or name[1] in settings["refiners"]
+        if name[-1] == "crop_size" and size and used:
+            if size[0] > smallest[0] or size[1] > smallest[1]:
+                raise UserError(
+                    f"config.{key} is {size[0]}x{size[1]}, but there are training "
+                    f"images of {smallest[0]}x{smallest[1]}"
+                )
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a crop can be of this size; None: it is the whole image."""
+    if value is None:
+        return True
+    return isinstance(value, list) and len(value) == 2 and min(value) >= 1
 
 
 def _check_refiners(settings: Mapping[str, Any]) -> None:
@@ -94,7 +125,7 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
             if old != new and not f"{key}.".startswith(prefixes):
                 raise UserError(
                     f"{workdir} holds results with config.{key} = {old!r}, not "
-                    f"{new!r}; name another workdir"
+                    f"{new!r}; go on with the same flags, or name another workdir"
                 )
     write_json(path, settings)
 

@@ -32,7 +32,7 @@ from iterinf.objectives import (
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.selection import Counts, Selection, count_refinements, select
-from iterinf.settings import check_settings, keep_settings
+from iterinf.settings import check_crops, check_settings, keep_settings
 from iterinf.statistics import estimate_statistics
 from iterinf.training import (
     LossFunction,
@@ -92,6 +92,16 @@ class Experiment:
             )
             self._create_optimizer(settings.training)
 
+    def check_data(self) -> None:
+        """Reads every record; crops must lie inside every training image.
+
+        Raises:
+          UserError: naming all that is wrong.
+        """
+        check_dataset(self.dataset, show_progress=self.config.progress)
+        heights, widths = zip(*(r.label.shape for r in self.dataset.train), strict=True)
+        check_crops(json.loads(self.config.to_json()), (min(heights), min(widths)))
+
     def create_refiner(self, name: str) -> nn.Module:
         """The network of a refiner of the config, not trained."""
         settings = self.config.refiner[name]
@@ -131,7 +141,7 @@ class Experiment:
         folder = self.workdir / "segmenter"
         settings = self.config.segmenter
         if not any(folder.glob("checkpoints/*")):
-            check_dataset(self.dataset, show_progress=self.config.progress)
+            self.check_data()
         validate = self._make_validation(
             lambda params, _, images: self.segmenter.apply({"params": params}, images)[
                 0

@@ -1,10 +1,8 @@
 """One training loop for segmenters and refiners."""
 
-import contextlib
 import json
 import math
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from iterinf.checkpoints import Checkpoints, Progress
 from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_atomically
+from iterinf.interruption import Interruption
 from iterinf.losses import LossSum
 from iterinf.types import Batch
 
@@ -169,32 +168,6 @@ def make_train_step(
     return train_step
 
 
-class Interruption:
-    """Whether SIGTERM has come; a context that listens for it.
-
-    One that nobody heeded before the context ends is sent again, to whoever listened
-    before.
-    """
-
-    def __enter__(self) -> "Interruption":
-        """Starts to listen (in the main thread alone, as Python allows)."""
-        self.requested = False
-        self._previous: Any = None
-        with contextlib.suppress(ValueError):
-            self._previous = signal.signal(signal.SIGTERM, self._request)
-        return self
-
-    def _request(self, *_: Any) -> None:
-        self.requested = True
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        """Gives the signal back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-        if self.requested and kind is None:
-            signal.raise_signal(signal.SIGTERM)
-
-
 class MetricsLog:
     """metrics.jsonl: a line an epoch, each a JSON object with its `epoch`."""
 
@@ -329,7 +302,7 @@ def _save_and_exit(
     _check_finite(state)
     _save(checkpoints, state, progress, None)
     checkpoints.wait()
-    print(f"SIGTERM: saved at step {int(state.step)}; start again to go on")
+    print(f"\nSIGTERM: saved at step {int(state.step)}; the same command goes on")
     raise SystemExit(0)
 
 

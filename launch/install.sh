@@ -54,7 +54,9 @@ if [[ ! -x $python || $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
     { [[ $environment == "$PWD/.venv" ]] || ! "$python" -c 'import jax' 2>/dev/null; }; then
     constraints=(-c requirements.txt)
   fi
+  # compat: by a plain path, which a clone's folder of the same name cannot hide.
   "$python" -m pip install --quiet --no-input --disable-pip-version-check \
+    --config-settings editable_mode=compat \
     ${constraints[@]+"${constraints[@]}"} -e ".$extras" ||
     fail "pip could not install the packages: the reason stands above."
   echo "$wanted" >"$stamp"

@@ -70,7 +70,7 @@ def test_leaves_its_results(workdir):
     assert float(rows[-1]["step_size"]) == choice["step_size"]
     assert int(rows[-1]["num_iterations"]) == choice["num_iterations"]
     document = json.loads((workdir / "results" / "table.json").read_text())
-    assert document["notes"][1].startswith("FCN8 + DAE(y): iterating ")
+    assert document["notes"][1].startswith("FCN8 + DAE(y) ")
     provenance = document["provenance"]
     assert (provenance["command"], provenance["seed"]) == ("the command", 0)
     assert provenance["FCN8"].startswith("2 epochs, all there were, ")
@@ -218,7 +218,7 @@ def draw_moments():
     Each is drawn within its stage; calls are those whose arguments hold the word.
     """
     draw = np.random.default_rng(0).integers
-    kill, terminate = signal.SIGKILL, signal.SIGTERM
+    kill, terminate, interrupt = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
     return [
         # 4 steps of each training; a checkpoint ends in six renames.
         (kill, "tqdm.tqdm.update", draw(1, 5), ""),
@@ -227,6 +227,7 @@ def draw_moments():
         # 2 batches in a sweep; then 2 of the control.
         (kill, "iterinf.selection._advance_bar", draw(1, 3), ""),
         (terminate, "iterinf.selection._advance_bar", draw(1, 3), ""),
+        (interrupt, "tqdm.tqdm.update", draw(1, 5), "training DAE(y):"),
         (kill, "iterinf.stages.Experiment.evaluate", 1, "'dae_y'"),
         (kill, "os.replace", draw(1, 4), "/results/table"),
     ]
@@ -289,10 +290,12 @@ def test_killed_and_resumed_it_ends_the_same(workdir, tmp_path):
     killed, cache = tmp_path / "killed", tmp_path / "cache"
     for number, *moment in draw_moments():
         done = run_driver(killed, cache, int(number), *moment)
-        expected = 0 if number == signal.SIGTERM else -number
+        expected = {signal.SIGTERM: 0, signal.SIGINT: 130}.get(number, -number)
         assert done.returncode == expected, (moment, done.stderr)
-        if number == signal.SIGTERM:
-            last = "SIGTERM: saved" if "tqdm" in moment[0] else "SIGTERM: stopped"
+        assert "Traceback" not in done.stderr
+        if number != signal.SIGKILL:
+            saved = number == signal.SIGTERM and "tqdm" in moment[0]
+            last = f"{number.name}: {'saved' if saved else 'stopped'}"
             assert done.stdout.splitlines()[-1].startswith(last), (moment, done)
     done = run_driver(killed, cache)
     assert done.returncode == 0, done.stderr

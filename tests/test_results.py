@@ -80,7 +80,7 @@ def test_rows_hold_the_counts_of_their_own(refiners):
 
 @pytest.mark.parametrize(
     ("full", "damped", "verdict"),
-    [(4, 3, "beats both controls"), (4, 0, "does not"), (-2, 4, "does not clearly")],
+    [(4, 3, "beats both"), (4, 0, "does not clearly"), (-2, 4, "does not clearly")],
 )
 def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict):
     """Each image: so many pixels of 80 are right in the result but not there."""
@@ -89,17 +89,34 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
     refiner = make_result(
         tmp_path,
         "A",
+        initial=refined - 5 * change,
         refined=refined,
         one_reconstruction=refined - full * change,
         damped_step=refined - damped * change,
     )
     (sentence,) = compare_to_controls([refiner], range(5), 20)
-    assert sentence.startswith(f"FCN8 + A: iterating {verdict}")
+    assert sentence.startswith(f"FCN8 + A by iterating {verdict}")
     for lost in (full, damped):
         iou = [(36 - lost) / 44, 36 / (44 + lost)]
         gain = 100 * (36 / 44 - np.mean(iou))  # the same in every resample
         text = f"{gain:+.2f}" if lost else "0.00"
         assert f"{text} [{text}, {text}] points over one " in sentence
+
+
+def test_standing_still_beats_no_control(tmp_path):
+    refined = np.array([[[36, 4], [4, 36]]] * 5)
+    worse = refined - np.array([[9, -9], [0, 0]])
+    refiner = make_result(
+        tmp_path,
+        "A",
+        initial=refined,
+        refined=refined,
+        one_reconstruction=worse,
+        damped_step=worse,
+    )
+    assert compare_to_controls([refiner], range(5), 20) == [
+        "FCN8 + A does not clearly gain on the plain network: 0.00 [0.00, 0.00] points."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from iterinf.errors import UserError
-from iterinf.settings import check_settings, flatten, keep_settings
+from iterinf.settings import check_crops, check_settings, flatten, keep_settings
 from tests import tiny
 
 
@@ -35,12 +35,34 @@ def test_flatten():
         ("evaluation.batch_size", -1, "1 or more"),
         ("evaluation.num_resamples", 0, "1 or more"),
         ("segmenter.training.monitor", "validation/miou", ".*or validation/mean_iou"),
+        ("refiner.dae_y.training.crop_size", (48,), "height and width, or None"),
+        ("refiner.dae_y.training.crop_size", (0, 9), "height and width, or None"),
+        ("segmenter.training.crop_size", (9, 9, 9), "height and width, or None"),
+        ("segmenter.training.optimizer.learning_rate", -1.0, "0 or more"),
+        ("seed", -1, "0 or more"),
         ("dtype", "float23", "one of float32, bfloat16, float16"),
     ],
 )
 def test_values_that_cannot_be_are_named(key, value, expected):
     with pytest.raises(UserError, match=f"^config.{key} is .*, expected {expected}"):
         check_settings(make_settings(**{key.replace(".", "__"): value}))
+
+
+def test_crops_lie_inside_every_image():
+    settings = make_settings(refiner__dae_y__training__crop_size=(32, 49))
+    check_crops(settings, (32, 49))
+    with pytest.raises(
+        UserError,
+        match="config.refiner.dae_y.training.crop_size is 32x49, but there are "
+        "training images of 32x48",
+    ):
+        check_crops(settings, (32, 48))
+    settings["refiners"] = ["dae_ytrue"]
+    check_crops(settings, (32, 48))
+    settings["segmenter"]["training"]["crop_size"] = None
+    check_crops(settings, (32, 32))
+    with pytest.raises(UserError, match="config.refiner.dae_ytrue.training.crop_size"):
+        check_crops(settings, (31, 48))
 
 
 @pytest.mark.parametrize(

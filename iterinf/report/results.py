@@ -1,5 +1,6 @@
 """results/: the table and the figures, made from what the stages left."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from iterinf.data.dataset import Dataset
-from iterinf.evaluation import Row, bootstrap_gain, make_row
+from iterinf.evaluation import Interval, Row, bootstrap_gain, make_row
 from iterinf.files import read_arrays
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
 from iterinf.report.table import format_console_table, format_gain, write_table
@@ -69,28 +70,43 @@ def make_rows(
 def compare_to_controls(
     refiners: Sequence[RefinerResult], blocks: Sequence[int], num_resamples: int
 ) -> list[str]:
-    """Says of each refiner whether iterating beats both controls.
+    """Says of each refiner whether it gains, and whether iterating beats both controls.
 
-    It does where the paired interval of each difference lies above zero.
+    It does where the paired interval of each difference lies above zero. A refiner
+    that gains nothing can beat its controls by standing still; there they are left out.
     """
     sentences = []
     for refiner in refiners:
         test = read_arrays(refiner.folder / "test.npz")
-        gains = {
-            description: bootstrap_gain(
-                test[key], test["refined"], blocks, num_resamples=num_resamples
-            )
-            for key, (_, description) in _CONTROLS.items()
-        }
-        beats = all(interval.low > 0 for interval in gains.values())
-        listed = " and ".join(
-            f"{format_gain(gain, 2)} [{format_gain(low, 2)}, {format_gain(high, 2)}] "
-            f"points over {description}"
-            for description, (gain, low, high) in gains.items()
+        compare = functools.partial(
+            bootstrap_gain,
+            refined=test["refined"],
+            blocks=blocks,
+            num_resamples=num_resamples,
         )
-        verdict = "beats both controls" if beats else "does not clearly beat both"
-        sentences.append(f"{refiner.title}: iterating {verdict}: {listed}.")
+        gain = compare(test["initial"])
+        if gain.low <= 0:
+            verdict = "does not clearly gain on the plain network"
+            listed = f"{_format_interval(gain)} points"
+        else:
+            gains = {
+                description: compare(test[key])
+                for key, (_, description) in _CONTROLS.items()
+            }
+            beats = all(gain.low > 0 for gain in gains.values())
+            verdict = "beats both controls" if beats else "does not clearly beat both"
+            verdict = f"by iterating {verdict}"
+            listed = " and ".join(
+                f"{_format_interval(gain)} points over {description}"
+                for description, gain in gains.items()
+            )
+        sentences.append(f"{refiner.title} {verdict}: {listed}.")
     return sentences
+
+
+def _format_interval(interval: Interval) -> str:
+    gain, low, high = (format_gain(value, 2) for value in interval)
+    return f"{gain} [{low}, {high}]"
 
 
 def write_results(

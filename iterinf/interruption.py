@@ -1,0 +1,51 @@
+"""What SIGTERM and Ctrl-C do: save first in training, end at once elsewhere."""
+
+import contextlib
+import os
+import signal
+from typing import Any
+
+
+def stop_on_signals() -> None:
+    """Lets SIGTERM and Ctrl-C end the process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, _: object) -> None:
+    """Ends the process; what is on disk is whole, at any moment.
+
+    Training listens for SIGTERM itself, to save first. An exception would not do: one
+    that is raised inside a callback of a compiled program is lost, and threads that
+    still write complain. The status is 0 after SIGTERM, 130 after Ctrl-C.
+    """
+    name = signal.Signals(number).name
+    with contextlib.suppress(RuntimeError):  # the signal came while it was printing
+        print(f"\n{name}: stopped; the same command goes on", flush=True)
+    os._exit(0 if number == signal.SIGTERM else 130)
+
+
+class Interruption:
+    """Whether SIGTERM has come; a context that listens for it.
+
+    One that nobody heeded before the context ends is sent again, to whoever listened
+    before.
+    """
+
+    def __enter__(self) -> "Interruption":
+        """Starts to listen (in the main thread alone, as Python allows)."""
+        self.requested = False
+        self._previous: Any = None
+        with contextlib.suppress(ValueError):
+            self._previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def _request(self, *_: Any) -> None:
+        self.requested = True
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Gives the signal back."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+        if self.requested and kind is None:
+            signal.raise_signal(signal.SIGTERM)
