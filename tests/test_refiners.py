@@ -238,6 +238,43 @@ def test_all_features_of_an_image_are_dropped_together(rng):
     np.testing.assert_array_equal(kept[2], kept[0])
 
 
+def test_tied_switches_paint_every_equal_maximum(rng):
+    """Of a constant y every position ties: painted by all, it stays constant inside."""
+    options = {"widths": (4,), "features": (), "relu_decoder": False}
+    candidate = make_candidate(rng, (10, 10))
+    candidate = candidate._replace(y=jnp.full(candidate.y.shape, 1 / 3))
+    variables = init(create_small(**options), candidate)
+    spread = {}
+    for switches in ("tied", "first"):
+        refiner = create_small(**options, switches=switches)
+        inside = refiner.apply(variables, candidate)[:, 3:-3, 3:-3]
+        spread[switches] = float(jnp.ptp(inside, axis=(1, 2)).max())
+    assert spread["tied"] < 1e-6
+    assert spread["first"] > 1e-2
+
+
+def test_noisy_switches_are_a_pure_function_of_an_image(rng):
+    refiner = create_small(switch_noise=0.5)
+    candidate = make_candidate(rng, (16, 16), batch=3)
+    variables = init(refiner, candidate)
+    apply = jax.jit(refiner.apply)
+    noisy, again = apply(variables, candidate), apply(variables, candidate)
+    np.testing.assert_array_equal(noisy, again)
+    one = jax.tree.map(lambda x: x[1:2], candidate)
+    np.testing.assert_allclose(apply(variables, one)[0], noisy[1], atol=1e-5)
+    clean = create_small().apply(variables, candidate)
+    assert np.abs(noisy - clean).max() > 1e-3
+    moved = candidate._replace(y=candidate.y.at[0, 0, 0, 0].add(1e-3))
+    difference = np.abs(apply(variables, moved)[0] - noisy[0])[8:, 8:].max()
+    assert difference > 1e-3  # other noise everywhere, not near the change alone
+    np.testing.assert_array_equal(apply(variables, moved)[1:], noisy[1:])
+
+
+def test_unknown_switches():
+    with pytest.raises(UserError, match="switches 'last' are unknown; known: 'first'"):
+        create_small(switches="last")
+
+
 def find_centroid(response):
     """Mean row and column of a map [h w], weighted by its values."""
     rows, columns = np.indices(response.shape)

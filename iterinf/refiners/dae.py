@@ -3,16 +3,22 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
+from iterinf.ops.ties import max_pool_with_ties, max_unpool_ties
 from iterinf.types import Candidate
 
 _FEATURE_LEVELS = {"input": 0} | {f"pool{level}": level for level in range(1, 6)}
 _LOWEST_PROBABILITY = 1e-4
+_POOLING = {
+    "first": (max_pool_with_switches, max_unpool),
+    "tied": (max_pool_with_ties, max_unpool_ties),
+}
 
 
 class Condition(NamedTuple):
@@ -44,6 +50,12 @@ class DAE(nn.Module):
       skip_connections: adds the output of pooling l - 1 to up-level l, before ReLU.
       start_as_identity: the last convolution starts at zero and adds to log y, so
         that training starts from r(y) = y.
+      switches: "first" (of equal maxima, the first is the switch) or "tied" (all are,
+        as released in 2017).
+      switch_noise: standard deviation of Gaussian noise on y in passes of their own,
+        one a level, from which the switches are taken, in training and at test (as
+        released in 2017: .5). Drawn anew for every y, by a key made of its values, so
+        that r stays a pure function.
       feature_dropout: probability that an image's h, all its layers, is dropped in
         training.
       dtype: of the computation; parameters and output are float32.
@@ -59,6 +71,8 @@ class DAE(nn.Module):
     relu_decoder: bool = True
     skip_connections: bool = False
     start_as_identity: bool = False
+    switches: str = "first"
+    switch_noise: float = 0.0
     feature_dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
@@ -66,6 +80,10 @@ class DAE(nn.Module):
         if self.decoder not in ("unpool", "transposed"):
             raise UserError(
                 f"decoder {self.decoder!r} is unknown; known: 'unpool', 'transposed'"
+            )
+        if self.switches not in _POOLING:
+            raise UserError(
+                f"switches {self.switches!r} are unknown; known: 'first', 'tied'"
             )
         for name in self.features:
             if _FEATURE_LEVELS.get(name, len(self.widths)) >= len(self.widths):
@@ -143,22 +161,18 @@ class DAE(nn.Module):
         """
         height, width = y.shape[1:3]
         offset = self.feature_offset
-        x = _pad(y.astype(self.dtype), offset)
-        pooled, switches, sizes = [], [], []
-        for level, convolution in enumerate(self.down):
-            x = convolution(x)
-            for name, contribution in condition.contributions.items():
-                if _FEATURE_LEVELS[name] == level:
-                    x = x + contribution
-            sizes.append(x.shape[1:3])
-            x, switch = max_pool_with_switches(nn.relu(x))
-            pooled.append(x)
-            switches.append(switch)
         last = len(self.widths) - 1
+        pooled, switches, sizes = self._pool(y, condition, last)
+        if self.switch_noise:
+            for level in range(last + 1):
+                noise = self.switch_noise * _draw_noise(y, level)
+                switches[level] = self._pool(y + noise, condition, level)[1][level]
+        _, unpool = _POOLING[self.switches]
+        x = pooled[last]
         for i, convolution in enumerate(self.up):
             level = last - i
             if self.decoder == "unpool":
-                x = max_unpool(x, switches[level], sizes[level])
+                x = unpool(x, switches[level], sizes[level])
             else:
                 x = _pad_to(self.expand[i](x), sizes[level])
             x = convolution(x)
@@ -171,6 +185,36 @@ class DAE(nn.Module):
         if self.start_as_identity:
             logits = logits + jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
         return nn.softmax(logits)
+
+    def _pool(
+        self, y: Float[Array, "b h w k"], condition: Condition, last: int
+    ) -> tuple[list[Array], list[Array], list[tuple[int, int]]]:
+        """Goes down to level `last`: outputs, switches and sizes before pooling."""
+        pool, _ = _POOLING[self.switches]
+        x = _pad(y.astype(self.dtype), self.feature_offset)
+        pooled, switches, sizes = [], [], []
+        for level, convolution in enumerate(self.down[: last + 1]):
+            x = convolution(x)
+            for name, contribution in condition.contributions.items():
+                if _FEATURE_LEVELS[name] == level:
+                    x = x + contribution
+            sizes.append(x.shape[1:3])
+            x, switch = pool(nn.relu(x))
+            pooled.append(x)
+            switches.append(switch)
+        return pooled, switches, sizes
+
+
+def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k"]:
+    """Standard Gaussian noise, another one for every image, level and value of y."""
+
+    def draw(image):
+        energy = jnp.sum(jnp.square(image.astype(jnp.float32)))
+        seed = jax.lax.bitcast_convert_type(energy, jnp.uint32)
+        key = jax.random.fold_in(jax.random.key(level), seed)
+        return jax.random.normal(key, image.shape, image.dtype)
+
+    return jax.lax.stop_gradient(jax.vmap(draw)(y))
 
 
 def _pad(x: Array, offset: int) -> Array:

@@ -26,6 +26,12 @@ def _init_bilinear(key, shape, dtype=jnp.float32):
     return (kernel[:, :, None, None] * jnp.eye(classes)[None, None]).astype(dtype)
 
 
+_UPSAMPLING_INITS = {
+    "bilinear": _init_bilinear,
+    "glorot": nn.initializers.glorot_uniform(),
+}
+
+
 def _crop(x: Array, offset: int, shape: tuple[int, int]) -> Array:
     """Takes `shape` from `offset` on; repeats the border where x ends too early."""
     missing = [
@@ -36,16 +42,17 @@ def _crop(x: Array, offset: int, shape: tuple[int, int]) -> Array:
 
 
 class _Upsampling(nn.Module):
-    """Transposed convolution of size 2 stride that starts bilinear."""
+    """Transposed convolution of size 2 stride."""
 
     stride: int
+    kernel_init: nn.initializers.Initializer
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b _ _ k"]:
         classes, size = x.shape[-1], 2 * self.stride
         shape = (size, size, classes, classes)
-        kernel = self.param("kernel", _init_bilinear, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (classes,)).astype(self.dtype)
         return convolve_transposed(x, kernel, self.stride) + bias[None, None, None]
 
@@ -63,18 +70,21 @@ class FCN8(nn.Module):
       width: factor on all channel numbers.
       padding: "published" or "same".
       relu_scores: ReLU after the three score convolutions (as released in 2017).
+      upsampling_init: what the deconvolutions start as: "bilinear" or "glorot" (as
+        released in 2017).
       dropout: rate after fc6 and fc7, in training.
       input_mean: subtracted from the image, RGB in [0, 1].
       input_std: divides the image after that.
       dtype: of the computation; parameters and logits are float32.
 
-    Source: Long et al. 2015; deconvolutions start bilinear and have biases.
+    Source: Long et al. 2015; deconvolutions have biases.
     """
 
     num_classes: int
     width: float = 1.0
     padding: str = "published"
     relu_scores: bool = False
+    upsampling_init: str = "bilinear"
     dropout: float = 0.5
     input_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     input_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -84,6 +94,11 @@ class FCN8(nn.Module):
         if self.padding not in ("published", "same"):
             raise UserError(
                 f"padding {self.padding!r} is unknown; known: 'published', 'same'"
+            )
+        if self.upsampling_init not in _UPSAMPLING_INITS:
+            raise UserError(
+                f"upsampling_init {self.upsampling_init!r} is unknown; known: "
+                "'bilinear', 'glorot'"
             )
         super().__post_init__()
 
@@ -156,7 +171,9 @@ class FCN8(nn.Module):
             return nn.relu(scores) if self.relu_scores else scores
 
         def upsample(x, stride, name):
-            return _Upsampling(stride, dtype=self.dtype, name=name)(x)
+            return _Upsampling(
+                stride, _UPSAMPLING_INITS[self.upsampling_init], self.dtype, name=name
+            )(x)
 
         x = upsample(score(x, "score_fr"), 2, "score2")
         for offset, pool, stride, name in (

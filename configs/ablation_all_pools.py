@@ -1,0 +1,19 @@
+"""DAEs conditioned on the image and all pools up to pool4, started as the identity.
+
+What carried over best to unseen clips at half size (docs/results.md), at full size.
+"""
+
+from configs import camvid_fcn8
+
+
+def get_config():
+    """Changes h, and where training starts."""
+    config = camvid_fcn8.get_config()
+    for refiner in config.refiner.values():
+        refiner.model.update(
+            features=("input", "pool1", "pool2", "pool3", "pool4"),
+            relu_decoder=False,
+            skip_connections=True,
+            start_as_identity=True,
+        )
+    return config

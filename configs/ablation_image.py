@@ -1,0 +1,14 @@
+"""Section 2.2: DAEs conditioned on the image x instead of the features h.
+
+Shows what pool4, which the segmenter has learned, gives beyond the image.
+"""
+
+from configs import camvid_fcn8
+
+
+def get_config():
+    """Changes h."""
+    config = camvid_fcn8.get_config()
+    for refiner in config.refiner.values():
+        refiner.model.features = ("input",)
+    return config

@@ -1,0 +1,11 @@
+"""Eq. 5 without its cross-entropy: the squared error alone, of which Eq. 1 speaks."""
+
+from configs import camvid_fcn8
+
+
+def get_config():
+    """Changes the loss of both DAEs."""
+    config = camvid_fcn8.get_config()
+    for refiner in config.refiner.values():
+        refiner.objective.cross_entropy = 0.0
+    return config

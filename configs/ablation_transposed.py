@@ -1,0 +1,15 @@
+"""Section 4.3: transposed convolutions and skip connections in place of switches.
+
+Should do worse than configs/camvid_fcn8.py: skip connections carry the noise of y to
+the last layers, which alone cannot remove it.
+"""
+
+from configs import camvid_fcn8
+
+
+def get_config():
+    """Changes the decoder of both DAEs."""
+    config = camvid_fcn8.get_config()
+    for refiner in config.refiner.values():
+        refiner.model.update(decoder="transposed", skip_connections=True)
+    return config

@@ -1,0 +1,160 @@
+"""Table 1: runs a list of configs and sets their results beside the paper's.
+
+    python -m launch.table1 --configs=camvid_fcn8,camvid_fc_densenet103 \
+        --workdir=runs/table1 --minutes=9 -- --config.dataset.options.path=DATA
+
+Every config has a workdir of its own under --workdir. When --minutes are over, the run
+in progress is told to save and this script ends with status 75 ("try again"): call it
+again, until it ends with 0. What stands after -- is handed to every run. The combined
+table is written after each call, of what is finished by then.
+"""
+
+import csv
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from iterinf.errors import UserError
+from iterinf.files import create_folder, write_atomically
+
+PAPER = pathlib.Path(__file__).with_name("table1_paper.csv")
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
+
+_CONFIGS = flags.DEFINE_list("configs", None, "Files of configs/, by their stem.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a config.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
+_GRACE = 60  # seconds to save in, before a run is killed
+
+
+def run_config(
+    config: str, workdir: pathlib.Path, overrides: Sequence[str], seconds: float | None
+) -> bool:
+    """Runs or goes on with one experiment.
+
+    Args:
+      config: path of a config file.
+      workdir: of the experiment.
+      overrides: flags handed on.
+      seconds: when to stop it; None: never.
+
+    Returns:
+      Whether it is finished.
+
+    Raises:
+      UserError: if it ended with an error; its sentence has been printed by then.
+    """
+    command = [sys.executable, "-m", "iterinf.main", f"--config={config}"]
+    process = subprocess.Popen([*command, f"--workdir={workdir}", *overrides])
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()  # in a long compiled call; it will be repeated
+            process.wait()
+        return False
+    if status:
+        raise UserError(f"{config} ended with status {status}")
+    return True
+
+
+def combine_tables(
+    tables: Sequence[pathlib.Path], paper: pathlib.Path
+) -> list[dict[str, str | float | None]]:
+    """Sets rows of finished experiments beside the paper's rows of that name.
+
+    Args:
+      tables: table.json of each experiment; control rows are left out.
+      paper: a csv with columns model and mean_iou, in per cent.
+
+    Returns:
+      Rows of model, paper, ours, difference, gain, gain_low, gain_high: the paper's in
+      its order, then those that it does not have. None where there is no number.
+    """
+    ours = {}
+    for table in tables:
+        for row in json.loads(table.read_text())["rows"]:
+            if ", one " not in row["model"]:
+                ours[row["model"]] = row
+    with paper.open() as file:
+        published = {
+            row["model"]: float(row["mean_iou"]) for row in csv.DictReader(file)
+        }
+    rows = []
+    for model in [*published, *(name for name in ours if name not in published)]:
+        row, theirs = ours.get(model, {}), published.get(model)
+        mean_iou = row.get("mean_iou")
+        both = theirs is not None and mean_iou is not None
+        rows.append(
+            {
+                "model": model,
+                "paper": theirs,
+                "ours": mean_iou,
+                "difference": mean_iou - theirs if both else None,
+                **{key: row.get(key) for key in ("gain", "gain_low", "gain_high")},
+            }
+        )
+    return rows
+
+
+def write_combined_table(
+    rows: Sequence[dict[str, str | float | None]], folder: pathlib.Path
+) -> None:
+    """Writes table1.json, in full precision, and table1.md, with one decimal."""
+    header = list(rows[0])
+    lines = [header, ["---", *(["---:"] * (len(header) - 1))]]
+    for row in rows:
+        model, *numbers = row.values()
+        cells = ["-" if n is None else f"{n:.1f}" for n in numbers]
+        lines.append([str(model), *cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = (
+        "Mean IoU on test, in per cent. `gain` is the difference to the plain network "
+        "of the same experiment, in points, with its 95% paired interval over images."
+    )
+    write_atomically(
+        {
+            folder / "table1.json": (json.dumps(rows, indent=2) + "\n").encode(),
+            folder / "table1.md": f"{table}\n\n{note}\n".encode(),
+        }
+    )
+    print(f"\n{table}\n\n{folder / 'table1.md'}")
+
+
+def _run(argv: list[str]) -> None:
+    started = time.monotonic()
+    root, unfinished = pathlib.Path(str(_WORKDIR.value)), []
+    try:
+        create_folder(root)
+        for name in _CONFIGS.value or []:
+            left = None
+            if _MINUTES.value:
+                left = 60 * _MINUTES.value - (time.monotonic() - started)
+            path = pathlib.Path(name)
+            if path.suffix != ".py":
+                path = PAPER.parent.parent / "configs" / f"{name}.py"
+            in_time = left is None or left > 0
+            if not in_time or not run_config(
+                str(path), root / path.stem, argv[1:], left
+            ):
+                unfinished.append(name)
+        tables = sorted(root.glob("*/results/table.json"))
+        write_combined_table(combine_tables(tables, PAPER), root)
+    except UserError as error:
+        sys.exit(f"launch.table1: {error}")
+    if unfinished:
+        print(f"unfinished: {', '.join(unfinished)}; call again to go on")
+        sys.exit(UNFINISHED)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["configs", "workdir"])
+    app.run(_run)

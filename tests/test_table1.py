@@ -1,0 +1,112 @@
+"""The launcher of Table 1: stages that resume, and the paper's numbers beside ours."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from launch.table1 import PAPER, UNFINISHED, combine_tables, write_combined_table
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def write_table(path, *rows):
+    """A table.json of mean IoU and gain by model."""
+    path.parent.mkdir(parents=True)
+    rows = [
+        {
+            "model": model,
+            "mean_iou": iou,
+            "gain": gain,
+            "gain_low": gain - 1,
+            "gain_high": gain + 1,
+        }
+        for model, iou, gain in rows
+    ]
+    path.write_text(json.dumps({"rows": rows}))
+    return path
+
+
+def test_rows_stand_beside_the_papers(tmp_path):
+    tables = [
+        write_table(
+            tmp_path / "a" / "table.json",
+            ("FCN8", 50.0, 0.0),
+            ("FCN8 + DAE(y), one reconstruction", 51.0, 1.0),
+            ("FCN8 + DAE(y)", 53.5, 3.5),
+        ),
+        write_table(tmp_path / "b" / "table.json", ("FCN8 + new", 58.0, 2.0)),
+    ]
+    rows = combine_tables(tables, PAPER)
+    by_name = {row["model"]: row for row in rows}
+    assert len(rows) == 11 + 1
+    assert [row["model"] for row in rows][:2] == ["FCN8", "FCN8 + CRF"]
+    assert by_name["FCN8 + DAE(y)"] == {
+        "model": "FCN8 + DAE(y)",
+        "paper": 60.0,
+        "ours": 53.5,
+        "difference": -6.5,
+        "gain": 3.5,
+        "gain_low": 2.5,
+        "gain_high": 4.5,
+    }
+    assert by_name["FCN8 + CRF"]["paper"] == 58.2
+    assert by_name["FCN8 + CRF"]["ours"] is None
+    assert rows[-1]["model"] == "FCN8 + new"
+    assert (rows[-1]["paper"], rows[-1]["difference"]) == (None, None)
+
+
+def test_the_combined_table_is_written(tmp_path):
+    tables = [write_table(tmp_path / "a" / "table.json", ("FCN8", 50.04, 0.0))]
+    write_combined_table(combine_tables(tables, PAPER), tmp_path)
+    lines = (tmp_path / "table1.md").read_text().splitlines()
+    assert lines[0].startswith("| model | paper | ours | difference | gain |")
+    assert lines[2] == "| FCN8 | 57.0 | 50.0 | -7.0 | 0.0 | -1.0 | 1.0 |"
+    assert lines[3] == "| FCN8 + CRF | 58.2 | - | - | - | - | - |"
+    assert json.loads((tmp_path / "table1.json").read_text())[0]["ours"] == 50.04
+
+
+def launch(workdir, *arguments):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "launch.table1"),
+            *("--configs=tests/tiny.py", f"--workdir={workdir}", *arguments),
+        ],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+def test_out_of_time_it_saves_and_goes_on_when_called_again(tmp_path):
+    overrides = ["--", "--config.refiners=('dae_y',)"]
+    done = launch(tmp_path, "--minutes=0.08", *overrides)
+    assert done.returncode == UNFINISHED, done.stderr
+    assert "unfinished: tests/tiny.py; call again to go on" in done.stdout
+    assert not (tmp_path / "tiny" / "results").exists()
+    done = launch(tmp_path, *overrides)
+    assert done.returncode == 0, done.stderr
+    rows = {
+        row["model"]: row for row in json.loads((tmp_path / "table1.json").read_text())
+    }
+    table = json.loads((tmp_path / "tiny" / "results" / "table.json").read_text())
+    assert rows["FCN8"]["ours"] == table["rows"][0]["mean_iou"]
+    assert rows["FCN8 + DAE(y)"]["gain"] == table["rows"][-1]["gain"]
+
+
+def test_a_config_that_fails_ends_it(tmp_path):
+    done = launch(tmp_path, "--", "--config.refiners=('dea_y',)")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("iterinf: config.refiners: unknown 'dea_y'")
+    assert lines[-1] == "launch.table1: tests/tiny.py ended with status 1"
