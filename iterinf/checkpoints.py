@@ -179,6 +179,14 @@ class Checkpoints:
         self._manager.close()
 
 
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a whole checkpoint lies under `folder`, at any depth.
+
+    What a kill inside a write leaves has another name than the number of a step.
+    """
+    return any(path.name.isdigit() for path in folder.glob("**/checkpoints/*"))
+
+
 @contextlib.contextmanager
 def _explain_write_errors(folder: pathlib.Path) -> Iterator[None]:
     """Turns a failed write into one sentence."""

@@ -13,6 +13,14 @@ _CONSTRAINTS = {
 }
 
 
+def check_constraint(name: str) -> None:
+    """Raises a UserError if there is no constraint of this name."""
+    if name not in _CONSTRAINTS:
+        raise UserError(
+            f"unknown constraint {name!r}; known: {', '.join(_CONSTRAINTS)}"
+        )
+
+
 def corrupt(
     key: Key[Array, ""],
     y: Float[Array, "b h w k"],
@@ -33,10 +41,7 @@ def corrupt(
     Raises:
       UserError: unknown constraint.
     """
-    if constraint not in _CONSTRAINTS:
-        raise UserError(
-            f"unknown constraint {constraint!r}; known: {', '.join(_CONSTRAINTS)}"
-        )
+    check_constraint(constraint)
     return _CONSTRAINTS[constraint](
         y + sigma * jax.random.normal(key, y.shape, y.dtype)
     )

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from iterinf.checkpoints import has_checkpoint
 from iterinf.data import Dataset
 from iterinf.errors import UserError
 from iterinf.files import read_arrays, read_lines
 from iterinf.prediction import predict_labels
+from iterinf.protocol import choose, evaluate
 from iterinf.provenance import describe_runs, log_run
 from iterinf.report.results import (
     RefinerResult,
@@ -55,8 +57,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
         experiment.check_data()
         print(_describe_dataset(experiment.dataset))
         return
-    log_run(workdir, command)
+    experiment.check_same_data()
     if mode != "report":
+        log_run(workdir, command)
         _ = experiment.segmenter_variables
         for stage in _list_refiner_stages(experiment, mode):
             for name in config.refiners:
@@ -69,11 +72,12 @@ def _list_refiner_stages(
     experiment: Experiment, mode: str
 ) -> list[Callable[[str], object]]:
     """What is done with every refiner: no test image before all choices are made."""
+    choice = functools.partial(choose, experiment)
     stages: dict[str, list[Callable[[str], object]]] = {
         "train_segmenter": [],
         "train_refiner": [experiment.train_refiner],
-        "sweep": [experiment.select],
-        "evaluate": [experiment.select, experiment.evaluate],
+        "sweep": [choice],
+        "evaluate": [choice, functools.partial(evaluate, experiment)],
     }
     return stages["evaluate" if mode == "run" else mode]
 
@@ -113,6 +117,11 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
     for file in ("selection.json", "curve.npz", "test.npz"):
         if not (folder / file).exists():
             raise UserError(f"there is no {folder / file}; run --mode=evaluate first")
+    for network in (experiment.workdir / "segmenter", folder):
+        if not has_checkpoint(network):
+            raise UserError(
+                f"there is no checkpoint in {network} to draw Figure 3 with"
+            )
     selection = json.loads((folder / "selection.json").read_text())
     title = (
         f"{experiment.config.segmenter.title} + {experiment.config.refiner[name].title}"

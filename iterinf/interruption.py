@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do: save first in training, end at once elsewhere."""
+"""What signals do: SIGTERM saves first in training; otherwise they end the process."""
 
 import contextlib
 import os
@@ -20,9 +20,14 @@ def _stop(number: int, _: object) -> None:
     still write complain. The status is 0 after SIGTERM, 130 after Ctrl-C.
     """
     name = signal.Signals(number).name
-    with contextlib.suppress(RuntimeError):  # the signal came while it was printing
-        print(f"\n{name}: stopped; the same command goes on", flush=True)
+    say(f"{name}: stopped; the same command goes on")
     os._exit(0 if number == signal.SIGTERM else 130)
+
+
+def say(sentence: str) -> None:
+    """Prints on a line of its own, if anybody still listens and nobody else prints."""
+    with contextlib.suppress(RuntimeError, OSError):
+        print(f"\n{sentence}", flush=True)
 
 
 class Interruption:

@@ -42,7 +42,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         reason = str(error.args[0]).replace("\n", "; ")
         sys.exit(f"iterinf: no such config key: {reason}")
-    except OSError as error:
+    except (OSError, SyntaxError, NameError) as error:
         reason = str(error).splitlines()[-1].strip()
         sys.exit(f"iterinf: cannot load the config file: {reason}")
     except (flags.Error, TypeError, ValueError, ImportError) as error:

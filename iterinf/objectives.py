@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from iterinf.corruption import corrupt
+from iterinf.corruption import check_constraint, corrupt
 from iterinf.data.dataset import Split
 from iterinf.errors import UserError
 from iterinf.losses import (
@@ -24,6 +24,7 @@ from iterinf.types import Batch, Candidate
 
 METRICS = ("validation/loss", "validation/mean_iou")  # what validation measures
 Variables = dict[str, Any]
+Validate = Callable[[Params], dict[str, float]]
 Predict = Callable[[Params, Any, Float[Array, "b h w 3"]], Float[Array, "b h w k"]]
 
 
@@ -87,6 +88,7 @@ def make_refiner_loss(
     """
     if start not in ("y", "y_true"):
         raise UserError(f"unknown start {start!r} of a DAE; known: 'y', 'y_true'")
+    check_constraint(constraint)
 
     def compute_loss(params, frozen, batch: Batch, key):
         noise_key, dropout_key = jax.random.split(key)
@@ -128,7 +130,7 @@ def make_validation(
     frozen: Any,
     num_classes: int,
     batch_size: int,
-) -> Callable[[Params], dict[str, float]]:
+) -> Validate:
     """Makes the validation of `iterinf.training.fit`.
 
     Args:
@@ -176,8 +178,8 @@ def pad_split(
     *,
     void: int,
 ) -> tuple[Shaped[np.ndarray, "m h w 3"], Shaped[np.ndarray, "m h w"]]:
-    """Fills the last batch with black, void frames, which no count sees."""
+    """Fills the last batch with the first frames, void, which no count sees."""
     missing = -len(images) % batch_size
-    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="wrap")
     labels = np.pad(labels, ((0, missing), (0, 0), (0, 0)), constant_values=void)
     return images, labels

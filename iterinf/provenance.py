@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 
 import jax
@@ -34,26 +35,30 @@ def log_run(workdir: pathlib.Path, command: str) -> None:
 
 
 def describe_runs(workdir: pathlib.Path) -> dict[str, str]:
-    """The last run's command; every commit, hardware and versions that took part."""
+    """The last run's command, for all stages; every commit, hardware and versions."""
     runs = [json.loads(line) for line in read_lines(workdir / "runs.jsonl")]
-    described = {"command": runs[-1]["command"]}
+    words = shlex.split(runs[-1]["command"])
+    described = {"command": shlex.join(w for w in words if not w.startswith("--mode="))}
     for key in ("commit", "hardware", "versions"):
         described[key] = "; ".join(dict.fromkeys(run[key] for run in runs))
     return described
 
 
 def read_commit(checkout: pathlib.Path) -> str:
-    """The commit of a checkout, with a + if files were changed; else "unknown"."""
+    """The commit of a checkout, + if files were changed or added; else "unknown"."""
     if not (checkout / ".git").exists():
         return "unknown"  # installed, perhaps below the checkout of another project
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            check=True,
+        commit, changed = (
+            subprocess.run(
+                ["git", *command],
+                cwd=checkout,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+    return commit[:12] + ("+" if changed else "")

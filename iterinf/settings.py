@@ -5,35 +5,72 @@ Functions of plain nested dicts: the config as config.json holds it.
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from iterinf.checkpoints import has_checkpoint
 from iterinf.errors import UserError
 from iterinf.files import write_json
 from iterinf.objectives import METRICS
 
-_COUNTS = {
-    "batch_size",
-    "num_epochs",
-    "num_iterations",
-    "num_resamples",
-    "patience",
-}
-_NOT_NEGATIVE = {"seed", "learning_rate", "weight_decay", "sigma", "jitter"}
-_STEP_SIZES = {"step_sizes", "damped_step_sizes"}
-_CLASS_WEIGHTS = ("none", "median_frequency")
-_DTYPES = ("float32", "bfloat16", "float16")
 _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "refiners",
     "progress",
     "loader",
-    "evaluation",
+    "evaluation.num_resamples",
     "dataset.options.path",
     "dataset.options.source",
     "dataset.options.data_dir",
     "dataset.options.cache",
     "segmenter.title",
 )
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a crop can be of this size; None: it is the whole image."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(size, int) and size >= 1 for size in value)
+    )
+
+
+def _are_positive(values: Any) -> bool:
+    """Whether these are numbers above 0, at least one."""
+    return bool(values) and all(
+        isinstance(value, int | float) and value > 0 for value in values
+    )
+
+
+def _is_one_of(*known: str) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in known), f"one of {', '.join(known)}"
+
+
+# Last part of a key -> what holds of its value, and how that is said.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "crop_size": (_is_size, "height and width, or None"),
+    "dtype": _is_one_of("float32", "bfloat16", "float16"),
+    "monitor": _is_one_of(*METRICS),
+    "class_weights": _is_one_of("none", "median_frequency"),
+    **dict.fromkeys(
+        ("batch_size", "num_epochs", "num_iterations", "num_resamples", "patience"),
+        (lambda value: value >= 1, "1 or more"),
+    ),
+    **dict.fromkeys(
+        ("seed", "learning_rate", "weight_decay", "sigma", "jitter"),
+        (lambda value: value >= 0, "0 or more"),
+    ),
+    **dict.fromkeys(
+        ("ema_decay", "dropout", "feature_dropout"),
+        (lambda value: 0 <= value < 1, "0 up to below 1"),
+    ),
+    **dict.fromkeys(
+        ("step_sizes", "damped_step_sizes"), (_are_positive, "numbers above 0")
+    ),
+    "flip_probability": (lambda value: 0 <= value <= 1, "0 to 1"),
+}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -43,52 +80,40 @@ def check_settings(settings: Mapping[str, Any]) -> None:
       UserError: the first key that cannot be, and what it must be.
     """
     for key, value in flatten(settings).items():
-        name = key.rpartition(".")[-1]
-        if name == "crop_size" and not _is_size(value):
-            raise UserError(
-                f"config.{key} is {value!r}, expected height and width, or None"
-            )
-        if name in _NOT_NEGATIVE and value < 0:
-            raise UserError(f"config.{key} is {value!r}, expected 0 or more")
-        least = 0 if key.endswith("fine_tuning.num_epochs") else 1
-        if name in _COUNTS and not value >= least:
-            raise UserError(f"config.{key} is {value!r}, expected {least} or more")
-        if name in _STEP_SIZES and not (value and min(value) > 0):
-            raise UserError(f"config.{key} is {value!r}, expected numbers above 0")
-        if name == "monitor" and value not in METRICS:
-            known = " or ".join(METRICS)
-            raise UserError(f"config.{key} is {value!r}, expected {known}")
-        if name == "class_weights" and value not in _CLASS_WEIGHTS:
-            known = " or ".join(_CLASS_WEIGHTS)
-            raise UserError(f"config.{key} is {value!r}, expected {known}")
-        if name == "dtype" and value not in _DTYPES:
-            known = ", ".join(_DTYPES)
-            raise UserError(f"config.{key} is {value!r}, expected one of {known}")
+        if key.endswith("fine_tuning.num_epochs") and value == 0:
+            continue  # no such phase
+        holds, expected = _RULES.get(key.rpartition(".")[-1], (None, ""))
+        if holds and not holds(value):
+            raise UserError(f"config.{key} is {value!r}, expected {expected}")
     _check_refiners(settings)
 
 
-def check_crops(settings: Mapping[str, Any], smallest: tuple[int, int]) -> None:
-    """Checks that crops lie inside the smallest training image (height, width).
+def check_crops(settings: Mapping[str, Any], sizes: set[tuple[int, int]]) -> None:
+    """Checks that crops lie inside every training image; whole ones must be of a size.
+
+    Args:
+      settings: the config.
+      sizes: (height, width) of the training images.
 
     Raises:
       UserError: the first key whose crops do not.
     """
-    for key, size in flatten(settings).items():
-        name = key.split(".")
-        used = name[0] != "refiner" or name[1] in settings["refiners"]
-        if name[-1] == "crop_size" and size and used:
-            if size[0] > smallest[0] or size[1] > smallest[1]:
+    height, width = (min(size) for size in zip(*sizes, strict=True))
+    networks = {f"refiner.{n}": settings["refiner"][n] for n in settings["refiners"]}
+    for name, network in ({"segmenter": settings["segmenter"]} | networks).items():
+        for phase in ("training", "fine_tuning"):
+            crop, key = network[phase]["crop_size"], f"config.{name}.{phase}.crop_size"
+            if not network[phase]["num_epochs"]:
+                continue
+            if crop is None and len(sizes) > 1:
                 raise UserError(
-                    f"config.{key} is {size[0]}x{size[1]}, but there are training "
-                    f"images of {smallest[0]}x{smallest[1]}"
+                    f"{key} is None, but the training images are of {len(sizes)} sizes"
                 )
-
-
-def _is_size(value: Any) -> bool:
-    """Whether a crop can be of this size; None: it is the whole image."""
-    if value is None:
-        return True
-    return isinstance(value, list) and len(value) == 2 and min(value) >= 1
+            if crop and (crop[0] > height or crop[1] > width):
+                raise UserError(
+                    f"{key} is {crop[0]}x{crop[1]}, but there are training images of "
+                    f"{height}x{width}"
+                )
 
 
 def _check_refiners(settings: Mapping[str, Any]) -> None:
@@ -110,19 +135,23 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Writes config.json; an earlier one must agree in all that shaped results.
 
     Refiners may be added; one may change until its training begins, its grid of step
-    sizes and iterations until the choice is made.
+    sizes and iterations until the choice is made. Keys that only one config has are
+    compared in options alone: elsewhere they come with another version of the code.
 
     Raises:
       UserError: the first key in which they differ.
     """
     path = workdir / "config.json"
-    if path.exists() and any(workdir.glob("**/checkpoints/*")):
+    if path.exists() and has_checkpoint(workdir):
         before, now = flatten(json.loads(path.read_text())), flatten(settings)
         unbound = [*_UNBOUND, *_list_unbound(workdir, settings["refiner"])]
         prefixes = tuple(f"{prefix}." for prefix in unbound)
         for key in sorted(before.keys() | now.keys()):
             old, new = before.get(key), now.get(key)
-            if old != new and not f"{key}.".startswith(prefixes):
+            whose, found, _ = key.partition(".options.")
+            owner = f"{whose}.name" if found else key  # options come with a name
+            known = owner in before and owner in now
+            if old != new and known and not f"{key}.".startswith(prefixes):
                 raise UserError(
                     f"{workdir} holds results with config.{key} = {old!r}, not "
                     f"{new!r}; go on with the same flags, or name another workdir"
@@ -137,7 +166,7 @@ def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[s
         yield f"refiner.{name}.title"
         if not (folder / "selection.json").exists():
             yield f"refiner.{name}.selection"
-            if not any(folder.glob("checkpoints/*")):
+            if not has_checkpoint(folder):
                 yield f"refiner.{name}"
 
 

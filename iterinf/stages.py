@@ -1,9 +1,9 @@
 """The stages of an experiment; each goes on from what the workdir holds."""
 
+import contextlib
 import functools
 import json
 import pathlib
-import time
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +14,21 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from iterinf.data import Dataset, Split, check_dataset, create_dataset
+from iterinf.checkpoints import has_checkpoint
+from iterinf.data import (
+    Dataset,
+    check_dataset,
+    create_dataset,
+    describe_dataset,
+)
 from iterinf.data.frequencies import compute_median_frequency_weights
 from iterinf.data.loader import make_train_batches
-from iterinf.evaluation import compute_mean_iou
+from iterinf.errors import UserError
 from iterinf.files import read_arrays, write_arrays, write_json
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.metrics import confusion_matrix, mean_iou
 from iterinf.objectives import (
+    Validate,
     Variables,
     make_reconstruction,
     make_refiner_loss,
@@ -31,7 +38,6 @@ from iterinf.objectives import (
 )
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
-from iterinf.selection import Counts, Selection, count_refinements, select
 from iterinf.settings import check_crops, check_settings, keep_settings
 from iterinf.statistics import estimate_statistics
 from iterinf.training import (
@@ -84,13 +90,14 @@ class Experiment:
 
     def _check_parts(self) -> None:
         """Builds all that training will need, so that an error shows at once."""
-        self._create_optimizer(self.config.segmenter.training)
-        for name in self.config.refiners:
-            settings = self.config.refiner[name]
+        refiners = [self.config.refiner[name] for name in self.config.refiners]
+        for settings in (self.config.segmenter, *refiners):
+            self._create_optimizer(settings.training)
+            self._create_optimizer(settings.fine_tuning)
+        for name, settings in zip(self.config.refiners, refiners, strict=True):
             make_refiner_loss(
                 self.segmenter, self.create_refiner(name), **settings.objective
             )
-            self._create_optimizer(settings.training)
 
     def check_data(self) -> None:
         """Reads every record; crops must lie inside every training image.
@@ -99,8 +106,25 @@ class Experiment:
           UserError: naming all that is wrong.
         """
         check_dataset(self.dataset, show_progress=self.config.progress)
-        heights, widths = zip(*(r.label.shape for r in self.dataset.train), strict=True)
-        check_crops(json.loads(self.config.to_json()), (min(heights), min(widths)))
+        sizes = {record.label.shape for record in self.dataset.train}
+        check_crops(json.loads(self.config.to_json()), sizes)
+
+    def check_same_data(self) -> None:
+        """Compares the data to what the workdir's results were made from.
+
+        Raises:
+          UserError: if they differ in classes, names, or the first record of a split.
+        """
+        path, found = self.workdir / "data.json", describe_dataset(self.dataset)
+        if path.exists() and has_checkpoint(self.workdir):
+            kept = json.loads(path.read_text())
+            for name in found:
+                if found[name] != kept[name]:
+                    raise UserError(
+                        f"{self.workdir} holds results of other data (its {name} "
+                        "differ); name another workdir"
+                    )
+        write_json(path, found)
 
     def create_refiner(self, name: str) -> nn.Module:
         """The network of a refiner of the config, not trained."""
@@ -119,53 +143,62 @@ class Experiment:
         variables = {"params": self._train_segmenter()}
         if getattr(self.segmenter, "statistics", "") == "running":
             variables["statistics"] = self._estimate_statistics(variables)
+        path = self.workdir / "segmenter" / "summary.json"
+        if not path.exists():
+            write_json(path, self._summarise(variables))
         return variables
 
-    def _estimate_statistics(self, variables: Variables) -> Variables:
-        """Over an epoch of training crops; kept in a file."""
-        path = self.workdir / "segmenter" / "statistics.npz"
-        if not path.exists():
-            training = self.config.segmenter.training
-            statistics = estimate_statistics(
-                self.segmenter,
-                variables,
-                self._make_batches(training, 0),
-                self._count_steps(training),
-                jax.random.key(self.config.seed),
-            )
-            write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
-        return unflatten_dict(read_arrays(path), sep="/")
-
     def _train_segmenter(self) -> Params:
-        """Trains the segmenter; also says how well it knows its training crops."""
         folder = self.workdir / "segmenter"
-        settings = self.config.segmenter
-        if not any(folder.glob("checkpoints/*")):
+        if not has_checkpoint(folder):
             self.check_data()
-        validate = self._make_validation(
-            lambda params, _, images: self.segmenter.apply({"params": params}, images)[
-                0
-            ],
-            compute_cross_entropy,
-        )
-        params = self._fit(
+        settings = self.config.segmenter
+        return self._fit(
             self.segmenter,
             jnp.zeros((1, 64, 64, 3)),
             make_segmenter_loss(self.segmenter, self._compute_class_weights()),
-            validate,
+            self._make_segmenter_validation({}),
             folder,
             settings,
             init_from=settings.init_from,
         )
-        if not (folder / "summary.json").exists():
-            write_json(
-                folder / "summary.json",
-                {
-                    "mean_iou_on_training_crops": self._score_training_crops(params),
-                    "mean_iou_on_validation": validate(params)["validation/mean_iou"],
-                },
-            )
-        return params
+
+    def _make_segmenter_validation(self, statistics: Variables) -> Validate:
+        """Of parameters, beside which the other collections are given."""
+
+        def predict(params, collections, images):
+            return self.segmenter.apply({"params": params, **collections}, images)[0]
+
+        return self._make_validation(predict, compute_cross_entropy, frozen=statistics)
+
+    def _estimate_statistics(self, variables: Variables) -> Variables:
+        """Over an epoch of the last phase's images; kept in a file."""
+        path = self.workdir / "segmenter" / "statistics.npz"
+        if not path.exists():
+            settings = self.config.segmenter
+            fine_tuned = settings.fine_tuning.num_epochs > 0
+            phase = settings.fine_tuning if fine_tuned else settings.training
+            with contextlib.closing(self._make_batches(phase, 0)) as batches:
+                statistics = estimate_statistics(
+                    self.segmenter,
+                    variables,
+                    batches,
+                    self._count_steps(phase),
+                    jax.random.key(self.config.seed),
+                )
+            write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
+        return unflatten_dict(read_arrays(path), sep="/")
+
+    def _summarise(self, variables: Variables) -> dict[str, float]:
+        """How well the segmenter knows its training crops, and validation."""
+        collections = {k: v for k, v in variables.items() if k != "params"}
+        validate = self._make_segmenter_validation(collections)
+        return {
+            "mean_iou_on_training_crops": self._score_training_crops(variables),
+            "mean_iou_on_validation": validate(variables["params"])[
+                "validation/mean_iou"
+            ],
+        }
 
     def _compute_class_weights(self) -> np.ndarray | None:
         if self.config.segmenter.class_weights == "none":
@@ -224,7 +257,7 @@ class Experiment:
         key = jax.random.key(self.config.seed)
         init_key, step_key = jax.random.split(key)
         params = jax.jit(network.init)(init_key, inputs)["params"]
-        if init_from and not any(folder.glob("checkpoints/*")):
+        if init_from and not has_checkpoint(folder):
             weights = read_weights(init_from, network)
             params = replace_parameters(params, weights, init_from)
         fit_phase = functools.partial(
@@ -295,7 +328,9 @@ class Experiment:
             first_batch=first_batch,
         )
 
-    def _make_validation(self, predict: Any, measure_loss: Any, frozen: Any = None):
+    def _make_validation(
+        self, predict: Any, measure_loss: Any, frozen: Any = None
+    ) -> Validate:
         return make_validation(
             predict,
             measure_loss,
@@ -305,98 +340,16 @@ class Experiment:
             batch_size=self.config.evaluation.batch_size,
         )
 
-    def _score_training_crops(self, params: Params) -> float:
+    def _score_training_crops(self, variables: Variables) -> float:
         """Mean IoU of y on an epoch of the crops that it was trained on."""
         training = self.config.segmenter.training
-        batches = self._make_batches(training, 0)
 
         @jax.jit
-        def count(params, batch):
-            logits, _ = self.segmenter.apply({"params": params}, batch.image)
+        def count(variables, batch):
+            logits, _ = self.segmenter.apply(variables, batch.image)
             predictions = jnp.argmax(logits, axis=-1)
             return confusion_matrix(batch.label, predictions, logits.shape[-1])
 
         steps = range(self._count_steps(training))
-        return float(mean_iou(sum(count(params, next(batches)) for _ in steps)))
-
-    def select(self, name: str) -> Selection:
-        """Chooses step size and iterations of a refiner on validation."""
-        folder = self.workdir / "refiners" / name
-        if (folder / "selection.json").exists():
-            content = json.loads((folder / "selection.json").read_text())
-            return Selection(**content["refined"])
-        grid = self.config.refiner[name].selection
-        variables = self.train_refiner(name)
-        started = time.monotonic()
-        count = functools.partial(self._count, name, variables, self.dataset.validation)
-        counts = count(grid.step_sizes, grid.num_iterations, f"sweep of {name}")
-        curve = compute_mean_iou(counts.refined.sum(axis=0))
-        initial = float(compute_mean_iou(counts.initial.sum(axis=0)))
-        damped = count(grid.damped_step_sizes, 1, f"damped steps of {name}")
-        damped_curve = compute_mean_iou(damped.refined.sum(axis=0))
-        selection = select(curve, grid.step_sizes)
-        write_arrays(
-            folder / "curve.npz",
-            mean_iou=curve,  # [step size, iteration], after 1.. iterations
-            initial_mean_iou=np.asarray(initial),
-            step_sizes=np.asarray(grid.step_sizes),
-        )
-        write_json(
-            folder / "selection.json",
-            {
-                "refined": selection._asdict(),
-                "damped": select(damped_curve, grid.damped_step_sizes)._asdict(),
-                "initial_mean_iou": initial,
-                "seconds": round(time.monotonic() - started, 1),
-            },
-        )
-        return selection
-
-    def evaluate(self, name: str) -> None:
-        """Runs the test split once a choice, which is on disk by now."""
-        path = self.workdir / "refiners" / name / "test.npz"
-        selection = self.select(name)
-        damped = json.loads(path.with_name("selection.json").read_text())["damped"]
-        choice = np.array([*selection[:2], damped["step_size"]])
-        if path.exists() and np.array_equal(read_arrays(path)["choice"], choice):
-            return
-        variables = self.train_refiner(name)
-        started = time.monotonic()
-        count = functools.partial(self._count, name, variables, self.dataset.test)
-        num_iterations = self.config.refiner[name].selection.num_iterations
-        counts = count((selection.step_size,), num_iterations, f"test of {name}")
-        controls = count((1.0, damped["step_size"]), 1, f"controls of {name}")
-        write_arrays(
-            path,
-            choice=choice,  # step size, iterations, step size of the damped control
-            initial=counts.initial,
-            refined=counts.refined[:, 0, selection.num_iterations - 1],
-            one_reconstruction=controls.refined[:, 0, 0],
-            damped_step=controls.refined[:, 1, 0],
-            mean_iou=compute_mean_iou(counts.refined[:, 0].sum(axis=0)),
-            seconds=np.asarray(round(time.monotonic() - started, 1)),
-        )
-
-    def _count(
-        self,
-        name: str,
-        variables: Variables,
-        split: Split,
-        step_sizes: tuple[float, ...],
-        num_iterations: int,
-        title: str,
-    ) -> Counts:
-        images, labels = split.stack()
-        return count_refinements(
-            self.segmenter,
-            self.create_refiner(name),
-            self.segmenter_variables,
-            variables,
-            images,
-            labels,
-            step_sizes=step_sizes,
-            num_iterations=num_iterations,
-            num_classes=self.dataset.num_classes,
-            batch_size=self.config.evaluation.batch_size,
-            title=title if self.config.progress else "",
-        )
+        with contextlib.closing(self._make_batches(training, 0)) as batches:
+            return float(mean_iou(sum(count(variables, next(batches)) for _ in steps)))

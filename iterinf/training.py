@@ -1,13 +1,14 @@
 """One training loop for segmenters and refiners."""
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,22 @@ from tqdm import tqdm
 from iterinf.checkpoints import Checkpoints, Progress
 from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_atomically
-from iterinf.interruption import Interruption
+from iterinf.interruption import Interruption, say
 from iterinf.losses import LossSum
 from iterinf.types import Batch
 
 Params: TypeAlias = PyTree[Float[Array, "..."]]
 LossFunction: TypeAlias = Callable[[Params, Any, Batch, Key[Array, ""]], LossSum]
+
+
+class Batches(Protocol):
+    """An endless iterator of batches that holds threads or files."""
+
+    def __next__(self) -> Batch:
+        """Returns the next batch."""
+
+    def close(self) -> None:
+        """Lets go of what it holds."""
 
 
 class TrainState(NamedTuple):
@@ -187,7 +198,7 @@ def fit(
     state: TrainState,
     train_step: Callable[[TrainState, Any, Batch], TrainState],
     evaluate: Callable[[Params], dict[str, float]],
-    make_batches: Callable[[int], Iterator[Batch]],
+    make_batches: Callable[[int], Batches],
     folder: pathlib.Path,
     schedule: Schedule,
     *,
@@ -200,7 +211,7 @@ def fit(
       state: before the first step; a checkpoint in `folder` replaces it.
       train_step: from `make_train_step`; jitted here, its state donated.
       evaluate: params -> validation metrics, `schedule.monitor` among them.
-      make_batches: n -> the training batches from the n-th on.
+      make_batches: n -> the training batches from the n-th on; closed at the end.
       folder: holds checkpoints/ and metrics.jsonl.
       schedule: when to stop.
       frozen: handed to `train_step`.
@@ -217,13 +228,14 @@ def fit(
     with (
         Checkpoints(folder / "checkpoints", maximize=schedule.maximize) as checkpoints,
         Interruption() as interruption,
+        contextlib.ExitStack() as stack,
     ):
         progress = Progress()
         if checkpoints.latest_step is not None:
             state, progress = _restore(checkpoints, state)
         log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
         step_compiled = jax.jit(train_step, donate_argnums=0)
-        batches = make_batches(int(state.step))
+        batches = stack.enter_context(contextlib.closing(make_batches(int(state.step))))
         bar = _open_bar(title, schedule, state, hidden=progress.finished)
         while not progress.finished:
             started = time.monotonic()
@@ -234,6 +246,7 @@ def fit(
                 state = step_compiled(state, frozen, next(batches))
                 bar.update()
             metrics = {"train/loss": _check_finite(state), **evaluate(state.model)}
+            _check_metrics_finite(metrics, progress.epoch + 1)
             value = metrics[schedule.monitor]
             progress = _advance(progress, value, schedule)
             seconds = round(time.monotonic() - started, 2)
@@ -275,6 +288,16 @@ def _check_finite(state: TrainState) -> float:
     return float(state.sums.mean)
 
 
+def _check_metrics_finite(metrics: Mapping[str, float], epoch: int) -> None:
+    """Keeps parameters that are not finite out of the checkpoints."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} after epoch {epoch}; the last good checkpoint is "
+                "kept: lower the learning rate and start a new workdir"
+            )
+
+
 def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
     """The progress after an epoch that ended with `value`."""
     epoch, best = progress.epoch + 1, progress.best_value
@@ -302,7 +325,7 @@ def _save_and_exit(
     _check_finite(state)
     _save(checkpoints, state, progress, None)
     checkpoints.wait()
-    print(f"\nSIGTERM: saved at step {int(state.step)}; the same command goes on")
+    say(f"SIGTERM: saved at step {int(state.step)}; the same command goes on")
     raise SystemExit(0)
 
 

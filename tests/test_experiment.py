@@ -130,6 +130,23 @@ def test_stages_come_one_after_the_other(workdir, tmp_path):
     assert read_table(folder) == read_table(workdir)
 
 
+def test_a_report_trains_nothing(workdir, tmp_path):
+    folder = copy_folder(workdir, tmp_path)
+    shutil.rmtree(folder / "refiners" / "dae_y" / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint in .*dae_y to draw Figure 3"):
+        run(tiny.get_config(), folder, "report", "")
+    assert not (folder / "refiners" / "dae_y" / "checkpoints").exists()
+
+
+def test_a_workdir_of_other_data_is_refused(workdir, tmp_path):
+    folder = copy_folder(workdir, tmp_path)
+    data = json.loads((folder / "data.json").read_text())
+    data["test"]["first_image"] += 1
+    (folder / "data.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="results of other data .its test differ"):
+        run(tiny.get_config(), folder, "run", "")
+
+
 def test_data_are_checked_before_anything_is_trained(tmp_path, monkeypatch):
     def read_and_fail(dataset, **options):
         raise UserError("test/9.png is broken")
@@ -146,6 +163,8 @@ def test_data_are_checked_before_anything_is_trained(tmp_path, monkeypatch):
         ("refiner.dae_y.name", "dea", "unknown refiner 'dea'; known: dae"),
         ("refiner.dae_y.model.decoder", "up", "decoder 'up' is unknown"),
         ("refiner.dae_y.objective.start", "z", "unknown start 'z'"),
+        ("refiner.dae_y.objective.constraint", "clap", "unknown constraint 'clap'"),
+        ("segmenter.fine_tuning.optimizer.name", "adamm", "optimizer 'adamm'"),
         ("refiner.dae_y.training.optimizer.name", "adamm", "optimizer 'adamm'"),
         ("segmenter.training.optimizer.name", "adamm", "optimizer 'adamm' of optax"),
     ],
@@ -228,7 +247,7 @@ def draw_moments():
         (kill, "iterinf.selection._advance_bar", draw(1, 3), ""),
         (terminate, "iterinf.selection._advance_bar", draw(1, 3), ""),
         (interrupt, "tqdm.tqdm.update", draw(1, 5), "training DAE(y):"),
-        (kill, "iterinf.stages.Experiment.evaluate", 1, "'dae_y'"),
+        (kill, "iterinf.experiment.evaluate", 1, "'dae_y'"),
         (kill, "os.replace", draw(1, 4), "/results/table"),
     ]
 
@@ -329,8 +348,12 @@ def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     ]
     document = json.loads((tmp_path / "results" / "table.json").read_text())
     assert "fine-tuning 1 epochs" in document["provenance"]["FC-DenseNet103"]
-    again = Experiment(config, tmp_path).segmenter_variables
-    assert set(again) == {"params", "statistics"}
+    experiment = Experiment(config, tmp_path)
+    assert set(experiment.segmenter_variables) == {"params", "statistics"}
+    summary = json.loads((tmp_path / "segmenter" / "summary.json").read_text())
+    path = tmp_path / "refiners" / "dae_y" / "selection.json"
+    initial = json.loads(path.read_text())["initial_mean_iou"]
+    assert summary["mean_iou_on_validation"] == pytest.approx(initial, abs=1e-6)
 
 
 def test_training_starts_from_foreign_weights_and_goes_on_without_them(rng, tmp_path):
@@ -341,6 +364,8 @@ def test_training_starts_from_foreign_weights_and_goes_on_without_them(rng, tmp_
     config.segmenter.init_from = str(path)
     config.segmenter.training.optimizer.learning_rate = 0.0
     config.segmenter.training.num_epochs = 1
+    left = tmp_path / "run" / "segmenter" / "checkpoints" / "4.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)  # by a kill in the first write
     run(config, tmp_path / "run", "train_segmenter", "")
     path.unlink()
     experiment = Experiment(config, tmp_path / "run")

@@ -124,3 +124,9 @@ def test_a_workdir_in_use_or_not_to_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     done = run_main(CONFIG, f"--workdir={tmp_path}/file/run")
     assert_one_sentence(done, f"cannot write to {tmp_path}/file/run")
+
+
+def test_a_config_file_that_is_no_python(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    done = run_main(f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/run")
+    assert_one_sentence(done, "cannot load the config file")

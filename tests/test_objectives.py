@@ -182,6 +182,6 @@ def test_a_split_is_padded_by_void_frames(rng):
     assert padded_images.shape == (8, 2, 3, 3)
     np.testing.assert_array_equal(padded_images[:5], images)
     np.testing.assert_array_equal(padded_labels[:5], labels)
-    np.testing.assert_array_equal(padded_images[5:], 0)
+    np.testing.assert_array_equal(padded_images[5:], images[:3])
     np.testing.assert_array_equal(padded_labels[5:], 3)
     assert padded_labels.dtype == np.uint8

@@ -8,18 +8,15 @@ from iterinf.provenance import describe_runs, log_run, read_commit
 
 
 def test_runs_are_logged_and_described(tmp_path, monkeypatch):
-    for commit, command in (("a1", "first"), ("b2", "second"), ("a1", "third")):
+    runs = (("a1", "first"), ("b2", "second"), ("a1", "main --mode=sweep --seed=1"))
+    for commit, command in runs:
         monkeypatch.setattr(provenance, "read_commit", lambda _, commit=commit: commit)
         log_run(tmp_path, command)
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
-    assert [json.loads(line)["command"] for line in lines] == [
-        "first",
-        "second",
-        "third",
-    ]
+    assert [json.loads(line)["command"] for line in lines] == [run[1] for run in runs]
     described = describe_runs(tmp_path)
     assert list(described) == ["command", "commit", "hardware", "versions"]
-    assert described["command"] == "third"
+    assert described["command"] == "main --seed=1"
     assert described["commit"] == "a1; b2"
     assert "cpu" in described["hardware"]
     assert ";" not in described["hardware"]
@@ -39,6 +36,10 @@ def make_checkout(folder):
 
 def test_the_commit_of_a_checkout(tmp_path):
     head = make_checkout(tmp_path / "repository")
+    assert read_commit(tmp_path / "repository") == head[:12]
+    (tmp_path / "repository" / "new").write_text("one")
+    assert read_commit(tmp_path / "repository") == head[:12] + "+"
+    (tmp_path / "repository" / "new").unlink()
     assert read_commit(tmp_path / "repository") == head[:12]
     (tmp_path / "repository" / "file").write_text("two")
     assert read_commit(tmp_path / "repository") == head[:12] + "+"

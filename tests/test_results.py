@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from iterinf.data import create_dataset
+from iterinf.errors import UserError
 from iterinf.evaluation import make_row
 from iterinf.files import write_arrays
 from iterinf.report import results
@@ -60,6 +61,13 @@ def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners):
         ("FCN8 + A", 0.1, 7),
     ]
     assert (rows[0].gain, rows[0].gain_low, rows[0].gain_high) == (0, 0, 0)
+
+
+def test_rows_of_other_proposals_are_refused(tmp_path, refiners, rng):
+    counts = {key: make_confusions(rng, 5) for key in KEYS}
+    other = make_result(tmp_path, "C", **counts)
+    with pytest.raises(UserError, match="C/test.npz was counted on other proposals"):
+        make_rows("FCN8", [*refiners, other], BLOCKS, 20)
 
 
 def test_rows_hold_the_counts_of_their_own(refiners):

@@ -34,8 +34,12 @@ def test_flatten():
         ("refiner.dae_y.selection.damped_step_sizes", (0.0, 1.0), "numbers above 0"),
         ("evaluation.batch_size", -1, "1 or more"),
         ("evaluation.num_resamples", 0, "1 or more"),
-        ("segmenter.training.monitor", "validation/miou", ".*or validation/mean_iou"),
+        ("segmenter.training.monitor", "validation/miou", ".*, validation/mean_iou"),
         ("refiner.dae_y.training.crop_size", (48,), "height and width, or None"),
+        ("refiner.dae_y.training.crop_size", (32.0, 9.0), "height and width, or None"),
+        ("refiner.dae_y.selection.step_sizes", ("a",), "numbers above 0"),
+        ("segmenter.training.ema_decay", 1.0, "0 up to below 1"),
+        ("refiner.dae_y.training.flip_probability", 2.0, "0 to 1"),
         ("refiner.dae_y.training.crop_size", (0, 9), "height and width, or None"),
         ("segmenter.training.crop_size", (9, 9, 9), "height and width, or None"),
         ("segmenter.training.optimizer.learning_rate", -1.0, "0 or more"),
@@ -50,19 +54,24 @@ def test_values_that_cannot_be_are_named(key, value, expected):
 
 def test_crops_lie_inside_every_image():
     settings = make_settings(refiner__dae_y__training__crop_size=(32, 49))
-    check_crops(settings, (32, 49))
+    check_crops(settings, {(32, 49), (40, 60)})
     with pytest.raises(
         UserError,
         match="config.refiner.dae_y.training.crop_size is 32x49, but there are "
         "training images of 32x48",
     ):
-        check_crops(settings, (32, 48))
+        check_crops(settings, {(32, 50), (33, 48)})
     settings["refiners"] = ["dae_ytrue"]
-    check_crops(settings, (32, 48))
-    settings["segmenter"]["training"]["crop_size"] = None
-    check_crops(settings, (32, 32))
-    with pytest.raises(UserError, match="config.refiner.dae_ytrue.training.crop_size"):
-        check_crops(settings, (31, 48))
+    check_crops(settings, {(32, 48)})
+
+
+def test_whole_images_must_be_of_one_size():
+    settings = make_settings(segmenter__fine_tuning__num_epochs=1)
+    check_crops(settings, {(40, 60)})
+    with pytest.raises(UserError, match="segmenter.fine_tuning.crop_size is None, but"):
+        check_crops(settings, {(40, 60), (60, 40)})
+    settings["segmenter"]["fine_tuning"]["num_epochs"] = 0
+    check_crops(settings, {(40, 60), (60, 40)})
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,9 @@ CHOICE = "refiners/dae_y/selection.json"
         ((SEGMENTER,), "dataset.options.height", 64, False),
         ((SEGMENTER,), "progress", False, True),
         ((SEGMENTER,), "loader.num_threads", 2, True),
-        ((SEGMENTER,), "evaluation.batch_size", 1, True),
+        ((SEGMENTER,), "evaluation.batch_size", 1, False),
+        ((SEGMENTER,), "evaluation.num_resamples", 9, True),
+        (("segmenter/checkpoints/4.orbax-checkpoint-tmp",), "seed", 3, True),
         ((SEGMENTER,), "refiners", ("dae_y",), True),
         ((SEGMENTER,), "refiner.dae_y.objective.sigma", 0.3, True),
         ((SEGMENTER, REFINER), "refiner.dae_y.objective.sigma", 0.3, False),
@@ -138,3 +149,16 @@ def test_where_the_data_lies_is_free_and_its_scale_is_not(tmp_path):
     camvid |= {"scale": 2}
     with pytest.raises(UserError, match="config.dataset.options.scale = 1, not 2"):
         keep_settings(tmp_path, settings)
+
+
+def test_keys_of_another_version_of_the_code_bind_nothing(tmp_path):
+    before, after = make_settings(), make_settings()
+    del before["segmenter"]["init_from"]
+    before["refiner"]["gone"] = before["refiner"]["dae_y"]
+    before["removed"] = 3
+    keep_settings(tmp_path, before)
+    leave(tmp_path, SEGMENTER)
+    keep_settings(tmp_path, after)
+    after["segmenter"]["training"]["optimizer"]["options"] = {"nesterov": True}
+    with pytest.raises(UserError, match="optimizer.options.nesterov = None, not True"):
+        keep_settings(tmp_path, after)

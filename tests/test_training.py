@@ -446,6 +446,14 @@ def test_sigterm_after_a_loss_that_is_not_finite_saves_nothing(tmp_path):
     assert not (tmp_path / "checkpoints" / "5").exists()
 
 
+def test_a_metric_that_is_not_finite_leaves_the_epoch_before_it(tmp_path):
+    values = iter([1.0, 0.5, float("nan")])
+    with pytest.raises(UserError, match="validation/loss is nan after epoch 3;"):
+        run_fit(tmp_path, evaluate=lambda _: {"validation/loss": next(values)})
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["6"]
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run_fit(tmp_path, num_epochs=1)
     optimizer = optax.sgd(0.1)

@@ -4,7 +4,13 @@ import inspect
 from collections.abc import Callable
 
 from iterinf.data.camvid import load_camvid
-from iterinf.data.dataset import Dataset, Record, Split, check_dataset
+from iterinf.data.dataset import (
+    Dataset,
+    Record,
+    Split,
+    check_dataset,
+    describe_dataset,
+)
 from iterinf.data.folder import load_folder
 from iterinf.data.streets import load_streets
 from iterinf.errors import UserError
@@ -16,6 +22,7 @@ __all__ = [
     "Split",
     "check_dataset",
     "create_dataset",
+    "describe_dataset",
 ]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

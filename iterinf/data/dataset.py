@@ -1,8 +1,9 @@
 """What every data set is: three splits of images with their label maps."""
 
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -205,6 +206,25 @@ def _check_size(record: Record, first: Record) -> None:
             f"{first.name} is {format_size(first.label)} but {record.name} is "
             f"{format_size(record.label)}, expected images of one size here"
         )
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What tells a data set from another, read from a record a split: JSON values."""
+    splits = {
+        "train": dataset.train,
+        "validation": dataset.validation,
+        "test": dataset.test,
+    }
+    described: dict[str, Any] = {"classes": list(dataset.classes)}
+    for name, split in splits.items():
+        first = split[0]
+        described[name] = {
+            "records": len(split),
+            "names": zlib.crc32("\n".join(split.names).encode()),
+            "first_image": zlib.crc32(first.image.tobytes()),
+            "first_label": zlib.crc32(first.label.tobytes()),
+        }
+    return described
 
 
 def format_size(array: np.ndarray) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from iterinf.data.dataset import Dataset
+from iterinf.errors import UserError
 from iterinf.evaluation import Interval, Row, bootstrap_gain, make_row
 from iterinf.files import read_arrays
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
@@ -41,8 +42,15 @@ def make_rows(
 ) -> list[Row]:
     """Makes the table: the plain network, then controls and result of each refiner."""
     rows = []
+    initial = read_arrays(refiners[0].folder / "test.npz")["initial"]
     for refiner in refiners:
         test = read_arrays(refiner.folder / "test.npz")
+        if not np.array_equal(test["initial"], initial):
+            raise UserError(
+                f"{refiner.folder / 'test.npz'} was counted on other proposals of the "
+                f"segmenter than {refiners[0].folder / 'test.npz'}: remove both, and "
+                "run --mode=evaluate"
+            )
         settings = {
             "one_reconstruction": (1.0, 1),
             "damped_step": (refiner.damped_step_size, 1),
@@ -63,7 +71,7 @@ def make_rows(
                     num_resamples=num_resamples,
                 )
             )
-    plain = make_row(title, test["initial"], test["initial"], blocks)
+    plain = make_row(title, initial, initial, blocks)
     return [plain, *rows]
 
 

@@ -30,7 +30,7 @@ def write_table(
     notes: Sequence[str],
     provenance: Mapping[str, object],
 ) -> None:
-    """Writes table.csv, table.json and table.md, all three or none.
+    """Writes table.csv, table.json and table.md, each whole.
 
     Columns: model, the classes, mean_iou, global_accuracy, gain, gain_low, gain_high
     (per cent), step_size, num_iterations. A class absent from truth and prediction, and
