@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs iterinf with what its tests need, and runs them all.
-# Two processes share the files. Arguments go to pytest, e.g. launch/test.sh -m "not slow" tests/test_inference.py
+# Two processes share the files. Arguments go to pytest, e.g.
+# launch/test.sh -m "not slow" tests/test_inference.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

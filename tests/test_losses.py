@@ -155,3 +155,21 @@ def test_gradients_equal_finite_differences(rng):
         return compute_cross_entropy(x, LABELS).mean + refiner.mean
 
     check_grads(jax.jit(compute_both), (logits,), 1, atol=1e-2, rtol=1e-2)
+
+
+def test_class_weights_make_a_weighted_mean(rng):
+    """As torch.nn.functional.cross_entropy(weight=..., ignore_index=...) has it."""
+    logits = rng.normal(size=(2, 4, 5, 3)).astype(np.float32)
+    labels = rng.integers(0, 4, (2, 4, 5)).astype(np.int32)  # 3: void
+    weights = np.array([0.5, 2.0, 7.0], np.float32)
+    found = compute_cross_entropy(
+        jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights)
+    )
+    total = count = 0.0
+    for pixel, label in zip(logits.reshape(-1, 3), labels.ravel(), strict=True):
+        if label < 3:
+            log_sum = np.log(np.exp(pixel.astype(np.float64)).sum())
+            total += weights[label] * (log_sum - pixel[label])
+            count += weights[label]
+    np.testing.assert_allclose(found.total, total, rtol=1e-5)
+    np.testing.assert_allclose(found.mean, total / count, rtol=1e-5)
