@@ -53,12 +53,12 @@ def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"iterinf: unexpected argument {argv[1]!r}; options start with --")
     logging.set_verbosity(logging.FATAL)  # Orbax and XLA; we raise what matters
+    sys.unraisablehook = lambda _: None  # Orbax's threads, once a write has failed
     stop_on_signals()
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
-    workdir = pathlib.Path(str(_WORKDIR.value))
     try:
         _keep_compiled_programs()
-        with lock_folder(workdir):
+        with lock_folder(workdir := pathlib.Path(str(_WORKDIR.value))):
             run(_CONFIG.value, workdir, _MODE.value, command)
     except UserError as error:
         sys.exit(f"iterinf: {error}")

@@ -17,6 +17,10 @@ import pytest
 from iterinf.checkpoints import Checkpoints, Progress
 from iterinf.errors import UserError
 
+# When a write fails, other parts of it end after Orbax has closed its event loop.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
 ROOT = pathlib.Path(__file__).parent.parent
 
 
