@@ -31,9 +31,15 @@ _pool_even.defvjp(_pool_even_forward, _pool_even_backward)
 
 
 def _unpool_even(x, switches):
-    b, h, w, c = x.shape
     zero = jnp.zeros((), x.dtype)
-    corners = [jnp.where(switches == i, x, zero) for i in range(4)]
+    return join_corners([jnp.where(switches == i, x, zero) for i in range(4)])
+
+
+def join_corners(
+    corners: list[Float[Array, "b h w c"]],
+) -> Float[Array, "b 2*h 2*w c"]:
+    """Makes 2x2 windows of four maps: at 2 * row + column, the map of that number."""
+    b, h, w, c = corners[0].shape
     rows = [jnp.stack(corners[i : i + 2], axis=3) for i in (0, 2)]  # b h w 2 c
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
 

@@ -6,6 +6,8 @@ As the code released in 2017 has it. After a ReLU ties are common: its zeros are
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from iterinf.ops.switches import join_corners
+
 
 def max_pool_with_ties(
     x: Float[Array, "b h w c"],
@@ -45,9 +47,8 @@ def max_unpool_ties(
     Returns:
       The unpooled map, of x's dtype.
     """
-    b, h, w, c = x.shape
     zero = jnp.zeros((), x.dtype)
-    corners = [jnp.where(ties & jnp.uint8(1 << i), x, zero) for i in range(4)]
-    rows = [jnp.stack(corners[i : i + 2], axis=3) for i in (0, 2)]  # b h w 2 c
-    unpooled = jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
+    unpooled = join_corners(
+        [jnp.where(ties & jnp.uint8(1 << i), x, zero) for i in range(4)]
+    )
     return jnp.pad(unpooled, ((0, 0), (0, shape[0] % 2), (0, shape[1] % 2), (0, 0)))
