@@ -5,7 +5,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,11 @@ def append_line(path: Path, line: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes a text file line by line, atomically."""
+    write_atomically({path: "".join(f"{line}\n" for line in lines).encode()})
+
+
 def read_lines(path: Path) -> list[str]:
     """Reads the whole lines of a text file; none if it is not there."""
     return path.read_text().split("\n")[:-1] if path.exists() else []
@@ -83,7 +88,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads an .npz, without pickle."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return dict(file)
 
 

@@ -10,7 +10,7 @@ import subprocess
 
 import jax
 
-from iterinf.files import read_lines, write_atomically
+from iterinf.files import read_lines, write_lines
 
 
 def log_run(workdir: pathlib.Path, command: str) -> None:
@@ -30,8 +30,7 @@ def log_run(workdir: pathlib.Path, command: str) -> None:
         f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
     }
-    lines = [*read_lines(path), json.dumps(run)]
-    write_atomically({path: "".join(f"{line}\n" for line in lines).encode()})
+    write_lines(path, [*read_lines(path), json.dumps(run)])
 
 
 def describe_runs(workdir: pathlib.Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from iterinf.checkpoints import Checkpoints, Progress
 from iterinf.errors import UserError
-from iterinf.files import append_line, read_lines, write_atomically
+from iterinf.files import append_line, read_lines, write_lines
 from iterinf.interruption import Interruption, say
 from iterinf.losses import LossSum
 from iterinf.types import Batch
@@ -186,8 +186,9 @@ class MetricsLog:
         """Opens the log, dropping epochs after `keep_until`: they will run again."""
         self._path = path
         lines = read_lines(path)
-        kept = [line for line in lines if json.loads(line)["epoch"] <= keep_until]
-        write_atomically({path: "".join(line + "\n" for line in kept).encode()})
+        write_lines(
+            path, (line for line in lines if json.loads(line)["epoch"] <= keep_until)
+        )
 
     def write(self, record: Mapping[str, int | float]) -> None:
         """Appends a line; raises as `append_line` does."""
@@ -302,7 +303,7 @@ def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
     """The progress after an epoch that ended with `value`."""
     epoch, best = progress.epoch + 1, progress.best_value
     better = best is None or (value > best if schedule.maximize else value < best)
-    if better and not math.isnan(value):
+    if better:
         progress = progress._replace(best_value=value, best_epoch=epoch)
     waited = epoch - progress.best_epoch
     finished = epoch >= schedule.num_epochs or waited >= schedule.patience

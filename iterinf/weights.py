@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from iterinf.errors import UserError
+from iterinf.files import read_arrays
 from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
 from iterinf.torch_files import read_torch_file
@@ -106,8 +107,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         )
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+            return read_arrays(path)
         from safetensors.numpy import load_file
 
         return load_file(path)
