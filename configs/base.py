@@ -141,6 +141,18 @@ def create_fc_densenet() -> ConfigDict:
     return segmenter
 
 
+def create_precomputed() -> ConfigDict:
+    """Keys of a network that ran elsewhere (iterinf/segmenters/precomputed.py)."""
+    return ConfigDict(
+        {
+            "name": "precomputed",
+            "title": "network",
+            "model": {},
+            "outputs": "data/outputs",  # a folder (iterinf/data/outputs.py)
+        }
+    )
+
+
 def create_fine_tuning(**changes) -> ConfigDict:
     """Keys of a second phase, on whole images; no epochs, no such phase."""
     return create_training(**{"crop_size": None, "num_epochs": 0} | changes)
@@ -169,12 +181,16 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "constraint": "none",  # after noise: "none", "clip" or "softmax"
                 "squared_error": 1.0,  # weight of Eq. 5's first term
                 "cross_entropy": 1.0,  # weight of its second term
+                "proposal_cross_entropy": 0.0,  # of -log y_label, for end_to_end
             },
+            "end_to_end": False,  # trains a copy of the segmenter with it (4.5)
             "training": create_training(),
             "fine_tuning": create_fine_tuning(),
             "selection": {  # on validation
                 "step_sizes": (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
                 "num_iterations": 50,
+                "stop": 0.0,  # mean ||y - r(y)|| at which an image stops; 0: none does
+                "count_stopped": True,  # in the mean IoU of iterations after that
                 # of the control that takes one step only
                 "damped_step_sizes": tuple(i / 10 for i in range(1, 11)),
             },

@@ -2,8 +2,10 @@
 
 FCN-8: ReLU scores, deconvolutions that start by Glorot. DAE: linear decoder, skip
 connections, all tied positions as switches, taken from passes with noise of their own,
-at test too; squared error as a mean over classes; no weight decay; sigma .5. Should do
-worse than configs/camvid_fcn8.py, and its inference is noisy.
+at test too; squared error as a mean over classes; no weight decay; sigma .5. An image
+stops where r(y) is near y, and counts no more in the choice, so that late iterations
+are scored on hard images. Should do worse than configs/camvid_fcn8.py, and its
+inference is noisy.
 """
 
 from configs import camvid_fcn8
@@ -23,4 +25,5 @@ def get_config():
         )
         refiner.objective.update(sigma=0.5, squared_error=1 / 11)
         refiner.training.optimizer.weight_decay = 0.0
+        refiner.selection.update(stop=1e-3, count_stopped=False)
     return config

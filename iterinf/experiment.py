@@ -13,16 +13,18 @@ from iterinf.checkpoints import has_checkpoint
 from iterinf.data import Dataset
 from iterinf.errors import UserError
 from iterinf.files import read_arrays, read_lines
-from iterinf.prediction import predict_labels
-from iterinf.protocol import choose, evaluate
+from iterinf.prediction import refine_labels, segment
+from iterinf.protocol import choose, evaluate, evaluate_segmenter
 from iterinf.provenance import describe_runs, log_run
 from iterinf.report.results import (
     RefinerResult,
+    choose_pictures,
     compare_to_controls,
     make_rows,
     write_results,
 )
 from iterinf.report.table import check_class_names
+from iterinf.settings import list_trained
 from iterinf.stages import Experiment
 
 MODES = (
@@ -64,6 +66,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
         for stage in _list_refiner_stages(experiment, mode):
             for name in config.refiners:
                 stage(name)
+        if mode in ("run", "evaluate"):
+            evaluate_segmenter(experiment)
     if mode in ("run", "report"):
         report(experiment)
 
@@ -97,41 +101,52 @@ def report(experiment: Experiment) -> None:
       UserError: if a refiner has no result yet.
     """
     config, workdir = experiment.config, experiment.workdir
+    _check_results(experiment)
     refiners = [_read_result(experiment, name) for name in config.refiners]
+    plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
     blocks = experiment.dataset.test.blocks
     num_resamples = config.evaluation.num_resamples
     write_results(
         workdir / "results",
         experiment.dataset,
-        make_rows(config.segmenter.title, refiners, blocks, num_resamples),
+        make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples),
         refiners,
+        choose_pictures(plain, refiners[-1]),
         functools.partial(_predict_test, experiment, refiners),
-        compare_to_controls(refiners, blocks, num_resamples),
+        compare_to_controls(plain, refiners, blocks, num_resamples),
         {"seed": config.seed, **describe_runs(workdir)}
         | _describe_training(experiment),
     )
 
 
+def _check_results(experiment: Experiment) -> None:
+    """Raises UserError for the first thing that the report would have to make."""
+    config, workdir = experiment.config, experiment.workdir
+    files = [
+        workdir / "refiners" / name / file
+        for name in config.refiners
+        for file in ("selection.json", "curve.npz", "test.npz")
+    ]
+    for file in (*files, workdir / "segmenter" / "test.npz"):
+        if not file.exists():
+            raise UserError(f"there is no {file}; run --mode=evaluate first")
+    for key in list_trained(config):
+        folder = workdir / key.replace("refiner.", "refiners/")
+        if not has_checkpoint(folder):
+            raise UserError(f"there is no checkpoint in {folder} to draw Figure 3 with")
+
+
 def _read_result(experiment: Experiment, name: str) -> RefinerResult:
     folder = experiment.workdir / "refiners" / name
-    for file in ("selection.json", "curve.npz", "test.npz"):
-        if not (folder / file).exists():
-            raise UserError(f"there is no {folder / file}; run --mode=evaluate first")
-    for network in (experiment.workdir / "segmenter", folder):
-        if not has_checkpoint(network):
-            raise UserError(
-                f"there is no checkpoint in {network} to draw Figure 3 with"
-            )
+    settings = experiment.config.refiner[name]
     selection = json.loads((folder / "selection.json").read_text())
-    title = (
-        f"{experiment.config.segmenter.title} + {experiment.config.refiner[name].title}"
-    )
     return RefinerResult(
         name=name,
-        title=title,
+        title=f"{experiment.config.segmenter.title} + {settings.title}",
         step_size=selection["refined"]["step_size"],
         num_iterations=selection["refined"]["num_iterations"],
         damped_step_size=selection["damped"]["step_size"],
+        end_to_end=settings.end_to_end,
         folder=folder,
     )
 
@@ -140,19 +155,19 @@ def _predict_test(
     experiment: Experiment, refiners: list[RefinerResult], indices: list[int]
 ) -> dict[str, np.ndarray]:
     """Label maps of some test images, by row title, the segmenter's first."""
-    images, _ = experiment.dataset.test.stack(indices)
-    predictions: dict[str, np.ndarray] = {}
+    config, batch = experiment.config, experiment.dataset.test.stack(indices)
+    plain = segment(experiment.segmenter, experiment.segmenter_variables, batch)
+    predictions = {config.segmenter.title: np.asarray(plain)}
     for refiner in refiners:
-        initial, refined = predict_labels(
+        refined = refine_labels(
             experiment.segmenter,
             experiment.create_refiner(refiner.name),
-            experiment.segmenter_variables,
             experiment.train_refiner(refiner.name),
-            images,
+            batch,
             step_size=jnp.asarray(refiner.step_size),
             num_iterations=refiner.num_iterations,
+            stop=config.refiner[refiner.name].selection.stop,
         )
-        predictions.setdefault(experiment.config.segmenter.title, np.asarray(initial))
         predictions[refiner.title] = np.asarray(refined)
     return predictions
 
@@ -162,12 +177,12 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
     config, workdir = experiment.config, experiment.workdir
     folder = workdir / "segmenter"
     summary = json.loads((folder / "summary.json").read_text())
-    crops = 100 * summary["mean_iou_on_training_crops"]
-    validation = 100 * summary["mean_iou_on_validation"]
-    described = {
-        config.segmenter.title: f"{_describe_epochs(folder, config.segmenter)}; mean "
-        f"IoU {crops:.1f} on its training crops, {validation:.1f} on validation"
-    }
+    scores = [
+        f"{100 * value:.1f} {key.removeprefix('mean_iou_').replace('_', ' ')}"
+        for key, value in summary.items()
+    ]
+    trained = _describe_epochs(folder, config.segmenter)
+    described = {config.segmenter.title: f"{trained}; mean IoU {', '.join(scores)}"}
     for name in config.refiners:
         settings, folder = config.refiner[name], workdir / "refiners" / name
         seconds = json.loads((folder / "selection.json").read_text())["seconds"]
@@ -180,6 +195,8 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
 
 
 def _describe_epochs(folder: pathlib.Path, settings: ConfigDict) -> str:
+    if "training" not in settings:
+        return "not trained here"
     described = _describe_phase(folder, settings.training)
     if settings.fine_tuning.num_epochs:
         phase = _describe_phase(folder / "fine_tuning", settings.fine_tuning)

@@ -1,7 +1,7 @@
 """Iterative inference: the loop of Eq. 6, with any reconstruction inside."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from iterinf.types import Refinement
 
 Labelling = Float[Array, "*batch k"]
 Reconstruct = Callable[[Labelling], Labelling]
+Step = Callable[[Reconstruct, Any, Float[ArrayLike, ""]], Any]
 
 
 def refine_step(
@@ -40,23 +41,25 @@ def refine_step(
             f"reconstruct maps shape {y.shape} to {reconstruction.shape}; "
             "the loop needs the same shape"
         )
+    step_size = jnp.asarray(step_size, y.dtype)
     return jnp.clip(y + step_size * (reconstruction - y), 0.0, 1.0)
 
 
 def refine(
     reconstruct: Reconstruct,
-    y: Labelling,
+    y: PyTree[Shaped[Array, "..."]],
     *,
     step_size: Float[ArrayLike, ""],
     num_iterations: int,
-    observe: Callable[[Labelling], PyTree] = lambda y: None,
-    step: Callable[[Reconstruct, Labelling, Array], Labelling] = refine_step,
+    observe: Callable[[Any], PyTree] = lambda y: None,
+    step: Step = refine_step,
 ) -> Refinement:
     """Iterates `step` from y.
 
     Args:
       reconstruct: r, maps y to the same shape; parameters and condition closed over.
-      y: where to start: the segmenter's class probabilities.
+      y: where to start: the segmenter's class probabilities, or what `step` keeps
+        beside them.
       step_size: of every step.
       num_iterations: number of steps; 0 returns y.
       observe: what to keep of each y, e.g. a confusion matrix; nothing by default.
@@ -67,7 +70,7 @@ def refine(
     """
 
     def update(y, _):
-        y = step(reconstruct, y, jnp.asarray(step_size, y.dtype))
+        y = step(reconstruct, y, step_size)
         return y, observe(y)
 
     return Refinement(*jax.lax.scan(update, y, length=num_iterations))
@@ -75,11 +78,12 @@ def refine(
 
 def sweep(
     reconstruct: Reconstruct,
-    y: Labelling,
+    y: PyTree[Shaped[Array, "..."]],
     *,
     step_sizes: Sequence[float] | Float[ArrayLike, " s"],
     num_iterations: int,
-    observe: Callable[[Labelling], PyTree],
+    observe: Callable[[Any], PyTree],
+    step: Step = refine_step,
 ) -> PyTree[Shaped[Array, "s t ..."]]:
     """Refines from one y with every step size at once.
 
@@ -89,13 +93,20 @@ def sweep(
       step_sizes: s of them; a batch axis of one computation (`jax.vmap`).
       num_iterations: t.
       observe: what to keep of each y.
+      step: see `refine`.
 
     Returns:
       Observations stacked [s, t, ...]: entry t is observe(y after t + 1 updates).
     """
-    run = partial(
-        refine, reconstruct, y, num_iterations=num_iterations, observe=observe
-    )
-    return jax.vmap(lambda step_size: run(step_size=step_size).observations)(
-        jnp.asarray(step_sizes, y.dtype)
-    )
+
+    def run(step_size):
+        return refine(
+            reconstruct,
+            y,
+            step_size=step_size,
+            num_iterations=num_iterations,
+            observe=observe,
+            step=step,
+        ).observations
+
+    return jax.vmap(run)(jnp.asarray(step_sizes, jnp.float32))

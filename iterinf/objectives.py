@@ -1,5 +1,7 @@
 """What segmenters and refiners are trained on, and how both are validated."""
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Float
 
 from iterinf.corruption import check_constraint, corrupt
 from iterinf.data.dataset import Split
@@ -23,26 +25,37 @@ from iterinf.training import LossFunction, Params
 from iterinf.types import Batch, Candidate
 
 METRICS = ("validation/loss", "validation/mean_iou")  # what validation measures
-Variables = dict[str, Any]
+Variables = dict[str, Any]  # of a Flax module, by collection
+Networks = dict[str, Variables]  # by "segmenter" and "refiner"
 Validate = Callable[[Params], dict[str, float]]
-Predict = Callable[[Params, Any, Float[Array, "b h w 3"]], Float[Array, "b h w k"]]
+Predict = Callable[[Params, Networks, Batch], Float[Array, "b h w k"]]
 
 
-def propose(
-    segmenter: nn.Module, variables: Variables, images: Float[Array, "b h w 3"]
-) -> Candidate:
-    """Runs a segmenter for a refiner: y = f_L(x), h = f_l(x) (Eq. 3), no gradient.
+def propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candidate:
+    """Runs a segmenter for a refiner: y = f_L(x), h = f_l(x) (Eq. 3).
 
     Args:
       segmenter: the network.
       variables: its variables.
-      images: RGB in [0, 1].
+      batch: images in [0, 1], beside them what the segmenter may read.
 
     Returns:
       The candidate, y as probabilities.
     """
-    logits, features = segmenter.apply(variables, images)
-    return jax.lax.stop_gradient(Candidate(nn.softmax(logits), features, images))
+    logits, features = segmenter.apply(variables, batch.image, **batch.outputs)
+    return Candidate(nn.softmax(logits), features, batch.image)
+
+
+def combine(params: Params, frozen: Networks) -> Networks:
+    """The variables of both networks, trained parameters in place of frozen ones.
+
+    Args:
+      params: what is trained: of the "refiner", of the "segmenter", or of both.
+      frozen: all other variables.
+    """
+    names = ("segmenter", "refiner")
+    trained: Networks = {name: {"params": params[name]} for name in params}
+    return {name: frozen.get(name, {}) | trained.get(name, {}) for name in names}
 
 
 def make_segmenter_loss(
@@ -70,8 +83,9 @@ def make_refiner_loss(
     constraint: str = "none",
     squared_error: float = 1.0,
     cross_entropy: float = 1.0,
+    proposal_cross_entropy: float = 0.0,
 ) -> LossFunction:
-    """Eq. 5 at a corrupted labelling; `frozen` holds the segmenter's variables.
+    """Eq. 5 at a corrupted labelling; see `combine` for what is trained.
 
     Args:
       segmenter: gives y and h.
@@ -82,6 +96,8 @@ def make_refiner_loss(
       constraint: see `corrupt`.
       squared_error: weight of Eq. 5's first term.
       cross_entropy: weight of its second term.
+      proposal_cross_entropy: weight of -log y_label, which keeps y a labelling where
+        the segmenter is trained with the refiner, end to end.
 
     Raises:
       UserError: unknown start.
@@ -92,23 +108,33 @@ def make_refiner_loss(
 
     def compute_loss(params, frozen, batch: Batch, key):
         noise_key, dropout_key = jax.random.split(key)
-        candidate = propose(segmenter, frozen, batch.image)
+        networks = combine(params, frozen)
+        candidate = proposal = propose(segmenter, networks["segmenter"], batch)
         if start == "y_true":
             truth = encode_labels(batch.label, candidate.y.shape[-1])
             candidate = candidate._replace(y=truth)
         noisy = corrupt(noise_key, candidate.y, sigma=sigma, constraint=constraint)
         reconstruction = refiner.apply(
-            {"params": params},
+            networks["refiner"],
             candidate._replace(y=noisy),
             train=True,
             rngs={"dropout": dropout_key},
         )
-        return compute_reconstruction_loss(
+        loss = compute_reconstruction_loss(
             reconstruction,
             batch.label,
             squared_error=squared_error,
             cross_entropy=cross_entropy,
         )
+        if not proposal_cross_entropy:
+            return loss
+        other = compute_reconstruction_loss(
+            proposal.y,
+            batch.label,
+            squared_error=0.0,
+            cross_entropy=proposal_cross_entropy,
+        )
+        return loss._replace(total=loss.total + other.total)
 
     return compute_loss
 
@@ -116,8 +142,10 @@ def make_refiner_loss(
 def make_reconstruction(segmenter: nn.Module, refiner: nn.Module) -> Predict:
     """One reconstruction of the segmenter's proposal, without noise."""
 
-    def predict(params, frozen, images):
-        return refiner.apply({"params": params}, propose(segmenter, frozen, images))
+    def predict(params, frozen, batch):
+        networks = combine(params, frozen)
+        candidate = propose(segmenter, networks["segmenter"], batch)
+        return refiner.apply(networks["refiner"], candidate)
 
     return predict
 
@@ -134,9 +162,9 @@ def make_validation(
     """Makes the validation of `iterinf.training.fit`.
 
     Args:
-      predict: (params, frozen, images) -> scores, the larger the likelier.
+      predict: (params, frozen, batch) -> scores, the larger the likelier.
       measure_loss: (scores, labels) -> summed loss.
-      split: whole frames; read once, kept on the device.
+      split: whole frames; read at the first validation, kept on the device.
       frozen: handed to `predict`.
       num_classes: K.
       batch_size: frames a call.
@@ -144,21 +172,25 @@ def make_validation(
     Returns:
       params -> METRICS by name, over the whole split.
     """
-    images, labels = pad_split(*split.stack(), batch_size, void=num_classes)
-    batches = [
-        jax.device_put((images[i : i + batch_size], labels[i : i + batch_size]))
-        for i in range(0, len(images), batch_size)
-    ]
+
+    @functools.cache
+    def load_batches() -> list[Batch]:
+        batches = divide_split(split.stack(), batch_size, void=num_classes)
+        return [
+            jax.device_put(jax.tree.map(operator.itemgetter(i), batches))
+            for i in range(len(batches.label))
+        ]
 
     @jax.jit
-    def count(params, frozen, images, labels):
-        scores = predict(params, frozen, to_unit_range(images))
+    def count(params, frozen, batch):
+        batch = to_unit_range(batch)
+        scores = predict(params, frozen, batch)
         predictions = jnp.argmax(scores, axis=-1)
-        confusion = confusion_matrix(labels, predictions, num_classes)
-        return measure_loss(scores, labels), confusion
+        confusion = confusion_matrix(batch.label, predictions, num_classes)
+        return measure_loss(scores, batch.label), confusion
 
     def validate(params: Params) -> dict[str, float]:
-        parts = [count(params, frozen, *batch) for batch in batches]
+        parts = [count(params, frozen, batch) for batch in load_batches()]
         loss, confusion = jax.tree.map(lambda *x: sum(x), *parts)
         values = (float(loss.mean), float(mean_iou(confusion)))
         return dict(zip(METRICS, values, strict=True))
@@ -166,20 +198,25 @@ def make_validation(
     return validate
 
 
-def to_unit_range(images: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """uint8 to float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255
+def to_unit_range(batch: Batch) -> Batch:
+    """Images from uint8 to float32 in [0, 1]."""
+    return batch._replace(image=batch.image.astype(jnp.float32) / 255)
 
 
-def pad_split(
-    images: Shaped[np.ndarray, "n h w 3"],
-    labels: Int[np.ndarray, "n h w"] | UInt8[np.ndarray, "n h w"],
-    batch_size: int,
-    *,
-    void: int,
-) -> tuple[Shaped[np.ndarray, "m h w 3"], Shaped[np.ndarray, "m h w"]]:
-    """Fills the last batch with the first frames, void, which no count sees."""
-    missing = -len(images) % batch_size
-    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="wrap")
-    labels = np.pad(labels, ((0, missing), (0, 0), (0, 0)), constant_values=void)
-    return images, labels
+def divide_split(split: Batch, batch_size: int, *, void: int) -> Batch:
+    """Cuts a whole split, n images, into batches of one size.
+
+    Args:
+      split: NumPy arrays of n images.
+      batch_size: b.
+      void: label of the images that fill the last batch, which no count sees.
+
+    Returns:
+      Arrays [ceil(n / b), b, ...]; the first images once more fill the last batch.
+    """
+    num_images = len(split.label)
+    missing = -num_images % batch_size
+    indices = np.arange(num_images + missing) % num_images
+    whole = jax.tree.map(lambda x: x[indices], split)
+    whole.label[num_images:] = void
+    return jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), whole)

@@ -1,48 +1,98 @@
 """Label maps of images, before and after refinement."""
 
+import operator
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from iterinf.inference import refine
-from iterinf.objectives import Variables, propose, to_unit_range
+from iterinf.metrics import confusion_matrix
+from iterinf.objectives import (
+    Networks,
+    Variables,
+    divide_split,
+    propose,
+    to_unit_range,
+)
+from iterinf.stopping import start, stopping_step
+from iterinf.types import Batch
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="num_iterations")
-def predict_labels(
+@partial(jax.jit, static_argnums=0)
+def segment(
+    segmenter: nn.Module, variables: Variables, batch: Batch
+) -> Int[Array, "b h w"]:
+    """The likeliest class of every pixel, by a segmenter.
+
+    Args:
+      segmenter: proposes y.
+      variables: of the segmenter.
+      batch: images in uint8.
+    """
+    y = propose(segmenter, variables, to_unit_range(batch)).y
+    return jnp.argmax(y, axis=-1)
+
+
+def count_predictions(
+    segmenter: nn.Module,
+    variables: Variables,
+    split: Batch,
+    *,
+    num_classes: int,
+    batch_size: int,
+) -> Int[np.ndarray, "n k k"]:
+    """Confusion matrices [truth, prediction] of a segmenter alone, image by image.
+
+    Args:
+      segmenter: proposes y.
+      variables: of the segmenter.
+      split: a whole one, images in uint8; labels of k and above are void.
+      num_classes: k.
+      batch_size: images at a time.
+    """
+    batches = divide_split(split, batch_size, void=num_classes)
+    count = jax.jit(jax.vmap(partial(confusion_matrix, num_classes=num_classes)))
+    counts = []
+    for i in range(len(batches.label)):
+        batch = jax.tree.map(operator.itemgetter(i), batches)
+        counts.append(count(batch.label, segment(segmenter, variables, batch)))
+    return np.concatenate(jax.device_get(counts))[: len(split.label)]
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames=("num_iterations", "stop"))
+def refine_labels(
     segmenter: nn.Module,
     refiner: nn.Module,
-    segmenter_variables: Variables,
-    refiner_variables: Variables,
-    images: UInt8[Array, "b h w 3"],
+    networks: Networks,
+    batch: Batch,
     *,
     step_size: Float[Array, ""],
     num_iterations: int,
-) -> tuple[Int[Array, "b h w"], Int[Array, "b h w"]]:
-    """Segments images and refines the result.
+    stop: float = 0.0,
+) -> Int[Array, "b h w"]:
+    """The likeliest class of every pixel, after refinement.
 
     Args:
       segmenter: proposes y and h.
       refiner: reconstructs.
-      segmenter_variables: of the segmenter.
-      refiner_variables: of the refiner.
-      images: RGB.
+      networks: variables of both.
+      batch: images in uint8.
       step_size: of Eq. 6.
       num_iterations: of Eq. 6.
-
-    Returns:
-      The likeliest class of every pixel, by the segmenter and after refinement.
+      stop: tolerance of `iterinf.stopping`; 0: no image stops.
     """
-    candidate = propose(segmenter, segmenter_variables, to_unit_range(images))
-    apply = partial(refiner.apply, refiner_variables)
+    candidate = propose(segmenter, networks["segmenter"], to_unit_range(batch))
+    apply = partial(refiner.apply, networks["refiner"])
     condition = apply(candidate, method=refiner.condition)
     refinement = refine(
         lambda y: apply(y, condition, method=refiner.reconstruct),
-        candidate.y,
+        start(candidate.y, stop),
         step_size=step_size,
         num_iterations=num_iterations,
+        step=partial(stopping_step, tolerance=stop),
     )
-    return jnp.argmax(candidate.y, axis=-1), jnp.argmax(refinement.y, axis=-1)
+    return jnp.argmax(refinement.y.y, axis=-1)

@@ -9,6 +9,7 @@ import numpy as np
 from iterinf.data import Split
 from iterinf.evaluation import compute_mean_iou
 from iterinf.files import read_arrays, write_arrays, write_json
+from iterinf.prediction import count_predictions
 from iterinf.selection import Counts, Selection, count_refinements, select
 from iterinf.stages import Experiment
 
@@ -26,7 +27,9 @@ def choose(experiment: Experiment, name: str) -> Selection:
     experiment.train_refiner(name)
     started = time.monotonic()
     count = functools.partial(_count, experiment, name, experiment.dataset.validation)
-    counts = count(grid.step_sizes, grid.num_iterations, "sweep")
+    counts = count(
+        grid.step_sizes, grid.num_iterations, "sweep", count_stopped=grid.count_stopped
+    )
     curve = compute_mean_iou(counts.refined.sum(axis=0))
     initial = float(compute_mean_iou(counts.initial.sum(axis=0)))
     damped = count(grid.damped_step_sizes, 1, "damped steps")
@@ -50,6 +53,21 @@ def choose(experiment: Experiment, name: str) -> Selection:
     return selection
 
 
+def evaluate_segmenter(experiment: Experiment) -> None:
+    """Runs the plain network on the test split; writes segmenter/test.npz."""
+    path = experiment.workdir / "segmenter" / "test.npz"
+    if path.exists():
+        return
+    counts = count_predictions(
+        experiment.segmenter,
+        experiment.segmenter_variables,
+        experiment.dataset.test.stack(),
+        num_classes=experiment.dataset.num_classes,
+        batch_size=experiment.config.evaluation.batch_size,
+    )
+    write_arrays(path, counts=counts)
+
+
 def evaluate(experiment: Experiment, name: str) -> None:
     """Runs the test split once a choice, which is on disk by now; writes test.npz."""
     path = experiment.workdir / "refiners" / name / "test.npz"
@@ -67,7 +85,7 @@ def evaluate(experiment: Experiment, name: str) -> None:
     write_arrays(
         path,
         choice=choice,  # step size, iterations, step size of the damped control
-        initial=counts.initial,
+        initial=counts.initial,  # of its own segmenter, where it has one
         refined=counts.refined[:, 0, selection.num_iterations - 1],
         one_reconstruction=controls.refined[:, 0, 0],
         damped_step=controls.refined[:, 1, 0],
@@ -83,19 +101,20 @@ def _count(
     step_sizes: tuple[float, ...],
     num_iterations: int,
     title: str,
+    *,
+    count_stopped: bool = True,
 ) -> Counts:
     config = experiment.config
-    images, labels = split.stack()
     return count_refinements(
         experiment.segmenter,
         experiment.create_refiner(name),
-        experiment.segmenter_variables,
         experiment.train_refiner(name),
-        images,
-        labels,
+        split.stack(),
         step_sizes=step_sizes,
         num_iterations=num_iterations,
         num_classes=experiment.dataset.num_classes,
         batch_size=config.evaluation.batch_size,
+        stop=config.refiner[name].selection.stop,
+        count_stopped=count_stopped,
         title=f"{title} of {config.refiner[name].title}" if config.progress else "",
     )

@@ -10,12 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from iterinf.inference import sweep
 from iterinf.metrics import confusion_matrix
-from iterinf.objectives import Variables, pad_split, propose, to_unit_range
+from iterinf.objectives import Networks, divide_split, propose, to_unit_range
+from iterinf.stopping import Stopping, start, stopping_step
+from iterinf.types import Batch
 
 
 class Counts(NamedTuple):
@@ -45,22 +47,23 @@ def select(
     Returns:
       The choice; iteration 0, the segmenter itself, is never chosen.
     """
-    iteration, s = divmod(int(np.argmax(mean_iou.T)), len(step_sizes))
+    known = np.nan_to_num(mean_iou, nan=-1.0)  # no image is left to count: nan
+    iteration, s = divmod(int(np.argmax(known.T)), len(step_sizes))
     return Selection(step_sizes[s], iteration + 1, float(mean_iou[s, iteration]))
 
 
 def count_refinements(
     segmenter: nn.Module,
     refiner: nn.Module,
-    segmenter_variables: Variables,
-    refiner_variables: Variables,
-    images: UInt8[np.ndarray, "n h w 3"],
-    labels: UInt8[np.ndarray, "n h w"],
+    networks: Networks,
+    split: Batch,
     *,
     step_sizes: Sequence[float],
     num_iterations: int,
     num_classes: int,
     batch_size: int,
+    stop: float = 0.0,
+    count_stopped: bool = True,
     title: str = "",
 ) -> Counts:
     """Refines every image with every step size; counts after every iteration.
@@ -71,34 +74,32 @@ def count_refinements(
     Args:
       segmenter: proposes y and h.
       refiner: reconstructs.
-      segmenter_variables: of the segmenter.
-      refiner_variables: of the refiner.
-      images: a whole split.
-      labels: k and above are void.
+      networks: variables of both.
+      split: a whole one, images in uint8; labels of k and above are void.
       step_sizes: s of them.
       num_iterations: t.
       num_classes: k.
       batch_size: images at a time; memory grows with batch_size * s.
+      stop: tolerance of `iterinf.stopping`; 0: no image stops.
+      count_stopped: whether an image counts from the iteration on in which it stops;
+        False as released in 2017: late iterations are then scored on hard images.
       title: of the progress bar; empty for none.
 
     Returns:
       Integer counts of every image.
     """
-    num_images = len(images)
-    images, labels = pad_split(images, labels, batch_size, void=num_classes)
-    shape = (-1, batch_size)
-    batches = (
-        images.reshape(*shape, *images.shape[1:]),
-        labels.reshape(*shape, *labels.shape[1:]),
-    )
-    with _open_bar(title, len(batches[0])):
+    num_images = len(split.label)
+    batches = divide_split(split, batch_size, void=num_classes)
+    with _open_bar(title, len(batches.label)):
         initial, refined = _count_batches(
             segmenter,
             refiner,
             num_iterations,
             num_classes,
+            stop,
+            count_stopped,
             bool(title),
-            {"segmenter": segmenter_variables, "refiner": refiner_variables},
+            networks,
             batches,
             jnp.asarray(step_sizes, jnp.float32),
         )
@@ -136,43 +137,49 @@ def _advance_bar(_: Array) -> None:
     _open_bars[-1].update()
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 def _count_batches(
     segmenter: nn.Module,
     refiner: nn.Module,
     num_iterations: int,
     num_classes: int,
+    stop: float,
+    count_stopped: bool,
     report_progress: bool,
-    variables: dict[str, Variables],
-    batches: tuple[Array, Array],
+    networks: Networks,
+    batches: Batch,
     step_sizes: Float[Array, " s"],
 ) -> tuple[Int[Array, "n b k k"], Int[Array, "n b s t k k"]]:
-    def count_batch(batch):
-        images, labels = batch
-        candidate = propose(segmenter, variables["segmenter"], to_unit_range(images))
+    def count_batch(batch: Batch):
+        candidate = propose(segmenter, networks["segmenter"], to_unit_range(batch))
         condition = refiner.apply(
-            variables["refiner"], candidate, method=refiner.condition
+            networks["refiner"], candidate, method=refiner.condition
         )
 
         def reconstruct(y):
             return refiner.apply(
-                variables["refiner"], y, condition, method=refiner.reconstruct
+                networks["refiner"], y, condition, method=refiner.reconstruct
             )
 
         count_image = partial(confusion_matrix, num_classes=num_classes)
 
-        def observe(y):
-            return jax.vmap(count_image)(labels, jnp.argmax(y, axis=-1))
+        def observe(state: Stopping):
+            counts = jax.vmap(count_image)(batch.label, jnp.argmax(state.y, axis=-1))
+            if state.moving is None or count_stopped:
+                return counts
+            return jnp.where(state.moving[:, None, None], counts, 0)
 
+        initial = start(candidate.y, stop)
         refined = sweep(
             reconstruct,
-            candidate.y,
+            initial,
             step_sizes=step_sizes,
             num_iterations=num_iterations,
             observe=observe,
+            step=partial(stopping_step, tolerance=stop),
         )
         if report_progress:
             jax.debug.callback(_advance_bar, refined[0, 0, 0, 0, 0])
-        return observe(candidate.y), jnp.moveaxis(refined, 2, 0)
+        return observe(initial), jnp.moveaxis(refined, 2, 0)
 
     return jax.lax.map(count_batch, batches)

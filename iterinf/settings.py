@@ -1,12 +1,15 @@
 """What a config must say, and which part of it a workdir's results bind.
 
-Functions of plain nested dicts: the config as config.json holds it.
+Functions of plain nested dicts: the config as config.json holds it; `list_trained` also
+of the config itself.
 """
 
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from iterinf.checkpoints import has_checkpoint
 from iterinf.errors import UserError
@@ -23,6 +26,7 @@ _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "dataset.options.data_dir",
     "dataset.options.cache",
     "segmenter.title",
+    "segmenter.outputs",
 )
 
 
@@ -85,22 +89,38 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         holds, expected = _RULES.get(key.rpartition(".")[-1], (None, ""))
         if holds and not holds(value):
             raise UserError(f"config.{key} is {value!r}, expected {expected}")
+    name, keys = settings["segmenter"]["name"], settings["segmenter"].keys()
+    if (name == "precomputed") != ("outputs" in keys):
+        raise UserError(
+            f"config.segmenter.name is {name!r}, but this config has the keys "
+            f"{', '.join(keys)}; configs/precomputed.py has those of 'precomputed'"
+        )
     _check_refiners(settings)
 
 
-def check_crops(settings: Mapping[str, Any], sizes: set[tuple[int, int]]) -> None:
+def list_trained(settings: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """The networks that have a `training`, and hence parameters, by their key."""
+    refiners = {f"refiner.{n}": settings["refiner"][n] for n in settings["refiners"]}
+    networks = {"segmenter": settings["segmenter"]} | refiners
+    return {key: network for key, network in networks.items() if "training" in network}
+
+
+def check_crops(
+    settings: Mapping[str, Any], sizes: set[tuple[int, int]], stride: int
+) -> None:
     """Checks that crops lie inside every training image; whole ones must be of a size.
 
     Args:
       settings: the config.
       sizes: (height, width) of the training images.
+      stride: pixels that a crop's height and width must be multiples of, so that
+        features of a network that ran elsewhere can be cropped alike.
 
     Raises:
       UserError: the first key whose crops do not.
     """
     height, width = (min(size) for size in zip(*sizes, strict=True))
-    networks = {f"refiner.{n}": settings["refiner"][n] for n in settings["refiners"]}
-    for name, network in ({"segmenter": settings["segmenter"]} | networks).items():
+    for name, network in list_trained(settings).items():
         for phase in ("training", "fine_tuning"):
             crop, key = network[phase]["crop_size"], f"config.{name}.{phase}.crop_size"
             if not network[phase]["num_epochs"]:
@@ -113,6 +133,11 @@ def check_crops(settings: Mapping[str, Any], sizes: set[tuple[int, int]]) -> Non
                 raise UserError(
                     f"{key} is {crop[0]}x{crop[1]}, but there are training images of "
                     f"{height}x{width}"
+                )
+            if any(length % stride for length in crop or (height, width)):
+                raise UserError(
+                    f"{key} is {crop or (height, width)}, expected multiples of "
+                    f"{stride}, the stride of the coarsest features"
                 )
 
 

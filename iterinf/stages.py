@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from iterinf.checkpoints import has_checkpoint
@@ -21,24 +22,35 @@ from iterinf.data import (
     create_dataset,
     describe_dataset,
 )
+from iterinf.data.augment import crop_randomly
+from iterinf.data.dataset import stack_records
 from iterinf.data.frequencies import compute_median_frequency_weights
 from iterinf.data.loader import make_train_batches
+from iterinf.data.outputs import add_outputs, find_stride
 from iterinf.errors import UserError
 from iterinf.files import read_arrays, write_arrays, write_json
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.metrics import confusion_matrix, mean_iou
 from iterinf.objectives import (
+    Networks,
     Validate,
     Variables,
+    combine,
     make_reconstruction,
     make_refiner_loss,
     make_segmenter_loss,
     make_validation,
     propose,
+    to_unit_range,
 )
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
-from iterinf.settings import check_crops, check_settings, keep_settings
+from iterinf.settings import (
+    check_crops,
+    check_settings,
+    keep_settings,
+    list_trained,
+)
 from iterinf.statistics import estimate_statistics
 from iterinf.training import (
     LossFunction,
@@ -49,6 +61,7 @@ from iterinf.training import (
     fit,
     make_train_step,
 )
+from iterinf.types import Candidate
 from iterinf.weights import match_input, read_weights, replace_parameters
 
 
@@ -71,30 +84,34 @@ class Experiment:
         """
         self.config = config
         self.workdir = workdir
-        self._refiner_variables: dict[str, Variables] = {}
-        settings = json.loads(config.to_json())
-        check_settings(settings)
+        self._networks: dict[str, Networks] = {}
+        self._settings = json.loads(config.to_json())
+        check_settings(self._settings)
         self.dataset: Dataset = create_dataset(
             config.dataset.name, **config.dataset.options
         )
+        if config.segmenter.name == "precomputed":
+            self.dataset = add_outputs(
+                self.dataset, pathlib.Path(config.segmenter.outputs)
+            )
         self.segmenter = create_segmenter(
             config.segmenter.name,
             num_classes=self.dataset.num_classes,
             dtype=jnp.dtype(config.dtype),
             **config.segmenter.model,
         )
-        if config.segmenter.init_from:
+        if "training" in config.segmenter and config.segmenter.init_from:
             self.segmenter = match_input(self.segmenter)
         self._check_parts()
-        keep_settings(workdir, settings)
+        keep_settings(workdir, self._settings)
 
     def _check_parts(self) -> None:
         """Builds all that training will need, so that an error shows at once."""
-        refiners = [self.config.refiner[name] for name in self.config.refiners]
-        for settings in (self.config.segmenter, *refiners):
+        for settings in list_trained(self.config).values():
             self._create_optimizer(settings.training)
             self._create_optimizer(settings.fine_tuning)
-        for name, settings in zip(self.config.refiners, refiners, strict=True):
+        for name in self.config.refiners:
+            settings = self.config.refiner[name]
             make_refiner_loss(
                 self.segmenter, self.create_refiner(name), **settings.objective
             )
@@ -107,7 +124,8 @@ class Experiment:
         """
         check_dataset(self.dataset, show_progress=self.config.progress)
         sizes = {record.label.shape for record in self.dataset.train}
-        check_crops(json.loads(self.config.to_json()), sizes)
+        stride = find_stride(self.dataset.train[0].outputs)
+        check_crops(self._settings, sizes, stride)
 
     def check_same_data(self) -> None:
         """Compares the data to what the workdir's results were made from.
@@ -140,7 +158,10 @@ class Experiment:
     @functools.cached_property
     def segmenter_variables(self) -> Variables:
         """The segmenter's best variables; trained if they are not there yet."""
-        variables = {"params": self._train_segmenter()}
+        if not has_checkpoint(self.workdir):
+            self.check_data()
+        trained = "training" in self.config.segmenter
+        variables = {"params": self._train_segmenter()} if trained else {}
         if getattr(self.segmenter, "statistics", "") == "running":
             variables["statistics"] = self._estimate_statistics(variables)
         path = self.workdir / "segmenter" / "summary.json"
@@ -150,26 +171,27 @@ class Experiment:
 
     def _train_segmenter(self) -> Params:
         folder = self.workdir / "segmenter"
-        if not has_checkpoint(folder):
-            self.check_data()
         settings = self.config.segmenter
+        params = self._initialise(self.segmenter, jnp.zeros((1, 64, 64, 3)))
+        if settings.init_from and not has_checkpoint(folder):
+            weights = read_weights(settings.init_from, self.segmenter)
+            params = replace_parameters(params, weights, settings.init_from)
         return self._fit(
-            self.segmenter,
-            jnp.zeros((1, 64, 64, 3)),
+            params,
             make_segmenter_loss(self.segmenter, self._compute_class_weights()),
-            self._make_segmenter_validation({}),
+            lambda params: self._validate_segmenter({"params": params}),
             folder,
             settings,
-            init_from=settings.init_from,
         )
 
-    def _make_segmenter_validation(self, statistics: Variables) -> Validate:
-        """Of parameters, beside which the other collections are given."""
+    @functools.cached_property
+    def _validate_segmenter(self) -> Validate:
+        """Measures the segmenter's variables, whichever collections they have."""
 
-        def predict(params, collections, images):
-            return self.segmenter.apply({"params": params, **collections}, images)[0]
+        def predict(variables, _, batch):
+            return self.segmenter.apply(variables, batch.image, **batch.outputs)[0]
 
-        return self._make_validation(predict, compute_cross_entropy, frozen=statistics)
+        return self._make_validation(predict, compute_cross_entropy)
 
     def _estimate_statistics(self, variables: Variables) -> Variables:
         """Over an epoch of the last phase's images; kept in a file."""
@@ -187,18 +209,17 @@ class Experiment:
                     jax.random.key(self.config.seed),
                 )
             write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
-        return unflatten_dict(read_arrays(path), sep="/")
+        statistics = unflatten_dict(read_arrays(path), sep="/")
+        return jax.tree.map(jnp.asarray, statistics)
 
     def _summarise(self, variables: Variables) -> dict[str, float]:
         """How well the segmenter knows its training crops, and validation."""
-        collections = {k: v for k, v in variables.items() if k != "params"}
-        validate = self._make_segmenter_validation(collections)
-        return {
-            "mean_iou_on_training_crops": self._score_training_crops(variables),
-            "mean_iou_on_validation": validate(variables["params"])[
-                "validation/mean_iou"
-            ],
-        }
+        summary = {}
+        if "training" in self.config.segmenter:
+            score = self._score_training_crops(variables)
+            summary["mean_iou_on_training_crops"] = score
+        score = self._validate_segmenter(variables)["validation/mean_iou"]
+        return summary | {"mean_iou_on_validation": score}
 
     def _compute_class_weights(self) -> np.ndarray | None:
         if self.config.segmenter.class_weights == "none":
@@ -207,30 +228,31 @@ class Experiment:
             self.dataset.train, self.dataset.num_classes
         )
 
-    def train_refiner(self, name: str) -> Variables:
-        """Trains a refiner on the frozen segmenter, or reads it where that is done."""
-        if name not in self._refiner_variables:
-            self._refiner_variables[name] = {"params": self._train_refiner(name)}
-        return self._refiner_variables[name]
+    def train_refiner(self, name: str) -> Networks:
+        """Trains a refiner, or reads it where that is done.
 
-    def _train_refiner(self, name: str) -> Params:
+        Returns:
+          Its variables and those of the segmenter that proposes to it: the frozen one,
+          or its own copy where the two were trained end to end.
+        """
+        if name not in self._networks:
+            frozen = {"segmenter": self.segmenter_variables}
+            self._networks[name] = combine(self._train_refiner(name, frozen), frozen)
+        return self._networks[name]
+
+    def _train_refiner(self, name: str, frozen: Networks) -> Params:
         settings = self.config.refiner[name]
         refiner = self.create_refiner(name)
-        frozen = self.segmenter_variables
         weights = {
             "squared_error": settings.objective.squared_error,
             "cross_entropy": settings.objective.cross_entropy,
         }
-        size = settings.training.crop_size or self.dataset.train[0].label.shape
-        shapes = jax.eval_shape(
-            functools.partial(propose, self.segmenter),
-            frozen,
-            jnp.zeros((1, *size, 3)),
-        )
-        candidate = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        candidate = self._make_candidate(frozen["segmenter"], settings.training)
+        params = {"refiner": self._initialise(refiner, candidate)}
+        if settings.end_to_end:
+            params["segmenter"] = frozen["segmenter"]["params"]
         return self._fit(
-            refiner,
-            candidate,
+            params,
             make_refiner_loss(self.segmenter, refiner, **settings.objective),
             self._make_validation(
                 make_reconstruction(self.segmenter, refiner),
@@ -242,24 +264,37 @@ class Experiment:
             frozen=frozen,
         )
 
+    def _make_candidate(self, variables: Variables, training: ConfigDict) -> Candidate:
+        """Zeros in the shapes of a proposal for one training image."""
+        record = self.dataset.train[0]
+        if training.crop_size:
+            record = crop_randomly(record, np.random.default_rng(0), training.crop_size)
+        shapes = jax.eval_shape(
+            functools.partial(propose, self.segmenter),
+            variables,
+            to_unit_range(stack_records([record])),
+        )
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def _initialise(self, network: nn.Module, inputs: Any) -> Params:
+        key, _ = self._split_key()
+        return jax.jit(network.init)(key, inputs)["params"]
+
+    def _split_key(self) -> Key[Array, "2"]:
+        """The keys of initialisation and of training steps."""
+        return jax.random.split(jax.random.key(self.config.seed))
+
     def _fit(
         self,
-        network: nn.Module,
-        inputs: Any,
+        params: Params,
         compute_loss: LossFunction,
         validate: Any,
         folder: pathlib.Path,
         settings: ConfigDict,
         *,
         frozen: Any = None,
-        init_from: str = "",
     ) -> Params:
-        key = jax.random.key(self.config.seed)
-        init_key, step_key = jax.random.split(key)
-        params = jax.jit(network.init)(init_key, inputs)["params"]
-        if init_from and not has_checkpoint(folder):
-            weights = read_weights(init_from, network)
-            params = replace_parameters(params, weights, init_from)
+        _, step_key = self._split_key()
         fit_phase = functools.partial(
             self._fit_phase, step_key, compute_loss, validate, frozen=frozen
         )

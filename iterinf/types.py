@@ -10,6 +10,7 @@ class Batch(NamedTuple):
 
     image: Float[Array, "b h w 3"]  # RGB in [0, 1]
     label: Int[Array, "b h w"]  # 0..k-1; k and above: void, never counted
+    outputs: dict[str, Float[Array, "b _ _ _"]] = {}  # of a network that ran elsewhere
 
 
 class Candidate(NamedTuple):
@@ -23,5 +24,5 @@ class Candidate(NamedTuple):
 class Refinement(NamedTuple):
     """The end of the loop of Eq. 6."""
 
-    y: Float[Array, "b h w k"]  # y after the last update
+    y: PyTree[Shaped[Array, "..."]]  # [b h w k], or the state after the last step
     observations: PyTree[Shaped[Array, "t ..."]]  # observe(y) after each update

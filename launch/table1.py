@@ -82,7 +82,7 @@ def combine_tables(
     ours = {}
     for table in tables:
         for row in json.loads(table.read_text())["rows"]:
-            if ", one " not in row["model"]:
+            if ", " not in row["model"]:
                 ours[row["model"]] = row
     with paper.open() as file:
         published = {

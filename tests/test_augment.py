@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 
 from iterinf.data.augment import crop_randomly, flip_randomly, jitter_color
+from iterinf.data.dataset import Record
 from iterinf.errors import UserError
 
 # The label at a pixel is its position, and so are the image's channels.
 LABEL = np.arange(30, dtype=np.uint8).reshape(5, 6)
 IMAGE = np.stack([LABEL, LABEL + 100, 255 - LABEL], axis=-1)
+RECORD = Record(IMAGE, LABEL, "pixels")
 
 
 def test_crop_takes_one_window_and_each_equally_often():
     rng = np.random.default_rng(0)
     counts = np.zeros((4, 3))
     for _ in range(2400):
-        image, label = crop_randomly(IMAGE, LABEL, rng, (2, 4))
+        image, label, *_ = crop_randomly(RECORD, rng, (2, 4))
         assert label.shape == (2, 4)
         top, left = divmod(int(label[0, 0]), 6)
         np.testing.assert_array_equal(label, LABEL[top : top + 2, left : left + 4])
@@ -26,7 +28,7 @@ def test_crop_takes_one_window_and_each_equally_often():
 
 
 def test_crop_of_full_size_is_identity():
-    image, label = crop_randomly(IMAGE, LABEL, np.random.default_rng(0), (5, 6))
+    image, label, *_ = crop_randomly(RECORD, np.random.default_rng(0), (5, 6))
     np.testing.assert_array_equal(image, IMAGE)
     np.testing.assert_array_equal(label, LABEL)
 
@@ -35,19 +37,53 @@ def test_crop_of_full_size_is_identity():
 def test_crop_larger_than_image_names_both_sizes(size):
     message = f"{size[0]}x{size[1]} is larger than an image of 5x6"
     with pytest.raises(UserError, match=message):
-        crop_randomly(IMAGE, LABEL, np.random.default_rng(0), size)
+        crop_randomly(RECORD, np.random.default_rng(0), size)
 
 
 @pytest.mark.parametrize(("probability", "step"), [(0.0, 1), (1.0, -1)])
 def test_flip_mirrors_both(probability, step):
-    image, label = flip_randomly(IMAGE, LABEL, np.random.default_rng(0), probability)
+    rng = np.random.default_rng(0)
+    image, label, *_ = flip_randomly(RECORD, rng, probability)
     np.testing.assert_array_equal(image, IMAGE[:, ::step])
     np.testing.assert_array_equal(label, LABEL[:, ::step])
 
 
+def make_record_with_outputs():
+    """11 x 13 pixels; a cell of pool2 holds the position of its first pixel."""
+    rows, columns = np.indices((11, 13), dtype=np.float32)
+    position = np.stack([rows, columns], axis=-1)
+    outputs = {"probabilities": position, "pool2": position[::4, ::4][:2, :3]}
+    label = np.arange(11 * 13, dtype=np.uint8).reshape(11, 13)
+    return Record(np.stack(3 * [label], axis=-1), label, "pixels", outputs)
+
+
+def test_outputs_are_cropped_with_their_image():
+    """A window begins where a cell of pool2 does, and holds whole cells."""
+    rng, record = np.random.default_rng(0), make_record_with_outputs()
+    starts = set()
+    for _ in range(100):
+        crop = crop_randomly(record, rng, (8, 4))
+        top, left = divmod(int(crop.label[0, 0]), 13)
+        starts.add((top, left))
+        np.testing.assert_array_equal(
+            crop.outputs["probabilities"],
+            record.outputs["probabilities"][top : top + 8, left : left + 4],
+        )
+        expected = np.array([[[top, left]], [[top + 4, left]]])
+        np.testing.assert_array_equal(crop.outputs["pool2"], expected)
+    assert starts == {(0, 0), (0, 4), (0, 8)}
+
+
+def test_outputs_are_flipped_with_their_image():
+    record = make_record_with_outputs()
+    flipped = flip_randomly(record, np.random.default_rng(0), 1.0)
+    for name, array in record.outputs.items():
+        np.testing.assert_array_equal(flipped.outputs[name], array[:, ::-1])
+
+
 def test_flip_has_its_probability():
     rng = np.random.default_rng(0)
-    flips = [flip_randomly(IMAGE, LABEL, rng, 0.25)[1][0, 0] == 5 for _ in range(4000)]
+    flips = [flip_randomly(RECORD, rng, 0.25).label[0, 0] == 5 for _ in range(4000)]
     assert abs(np.mean(flips) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 4000)
 
 

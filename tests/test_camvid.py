@@ -63,7 +63,7 @@ def test_blocks_are_ten_frames_of_one_clip():
 
 def test_scale_averages_images_and_picks_labels(fake_camvid):
     full = load_camvid(str(fake_camvid)).train[0]
-    image, label, _ = load_camvid(str(fake_camvid), scale=3).train[0]
+    image, label, *_ = load_camvid(str(fake_camvid), scale=3).train[0]
     assert image.shape == (2, 3, 3)
     assert image.dtype == label.dtype == np.uint8
     mean = full.image[3:6, 6:9].astype(float).mean(axis=(0, 1))
@@ -247,7 +247,7 @@ def test_real_camvid():
     assert clips == {"0001TP", "0006R0", "0016E5"}
     assert max(np.bincount(dataset.test.blocks)) == 10
     assert len(set(dataset.validation.blocks)) == 11
-    images, labels = dataset.test.stack([0, 232])
+    images, labels, _ = dataset.test.stack([0, 232])
     assert images.shape == (2, 180, 240, 3)
     assert labels.shape == (2, 180, 240)
     assert set(np.unique(labels)) <= set(range(12))

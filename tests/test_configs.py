@@ -16,8 +16,9 @@ from iterinf.data import DATASETS
 from iterinf.objectives import make_refiner_loss, propose
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
-from iterinf.settings import check_settings
+from iterinf.settings import check_settings, list_trained
 from iterinf.training import create_optimizer
+from iterinf.types import Batch
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -36,7 +37,10 @@ def list_keys(tree, prefix=""):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_has_the_keys_of_base(name):
-    assert list_keys(load(name).to_dict()) == list_keys(base.get_config().to_dict())
+    expected = base.get_config()
+    if name == "precomputed":
+        expected.segmenter = base.create_precomputed()
+    assert list_keys(load(name).to_dict()) == list_keys(expected.to_dict())
 
 
 def list_options(network):
@@ -45,18 +49,24 @@ def list_options(network):
     return {field.name for field in dataclasses.fields(network)} - others
 
 
+def make_batch(config, size):
+    """An image of this size; with probabilities, if the segmenter reads them."""
+    outputs = {"probabilities": jnp.ones((1, *size, 11)) / 11}
+    is_read = config.segmenter.name == "precomputed"
+    label = jnp.zeros((1, *size), jnp.int32)
+    return Batch(jnp.zeros((1, *size, 3)), label, outputs if is_read else {})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_builds(name):
     config = load(name).lock()
-    key, crop_size = jax.random.key(0), config.segmenter.training.crop_size
+    key = jax.random.key(0)
     segmenter = create_segmenter(
         config.segmenter.name, num_classes=11, **config.segmenter.model
     )
-    variables = jax.eval_shape(segmenter.init, key, jnp.zeros((1, *crop_size, 3)))
-    logits, _ = jax.eval_shape(
-        segmenter.apply, variables, jnp.zeros((1, *crop_size, 3))
-    )
-    assert logits.shape == (1, *crop_size, 11)
+    batch = make_batch(config, (224, 224))
+    initialise = functools.partial(segmenter.init, key)
+    variables = jax.eval_shape(initialise, batch.image, **batch.outputs)
     assert list_options(segmenter) == set(config.segmenter.model)
     assert config.refiners
     for settings in (config.refiner[refiner] for refiner in config.refiners):
@@ -64,8 +74,9 @@ def test_builds(name):
         candidate = jax.eval_shape(
             functools.partial(propose, segmenter),
             variables,
-            jnp.zeros((1, *crop_size, 3)),
+            make_batch(config, crop_size),
         )
+        assert candidate.y.shape == (1, *crop_size, 11)
         refiner = create_refiner(
             settings.name,
             num_classes=11,
@@ -82,8 +93,8 @@ def test_builds(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_by_known_names(name):
     config = load(name)
-    sections = [config.segmenter, *config.refiner.values()]
-    for training in (section.training for section in sections):
+    for network in list_trained(config).values():
+        training = network.training
         optimizer = create_optimizer(**training.optimizer.to_dict(), steps_per_epoch=1)
         assert callable(optimizer.update)
         assert training.monitor in ("validation/loss", "validation/mean_iou")

@@ -18,6 +18,7 @@ from iterinf import stages
 from iterinf.data.camvid import CLASSES
 from iterinf.errors import UserError
 from iterinf.experiment import run
+from iterinf.files import read_arrays
 from iterinf.stages import Experiment
 from tests import tiny
 from tests.test_weights import make_vgg16
@@ -74,7 +75,7 @@ def test_leaves_its_results(workdir):
     provenance = document["provenance"]
     assert (provenance["command"], provenance["seed"]) == ("the command", 0)
     assert provenance["FCN8"].startswith("2 epochs, all there were, ")
-    assert "on its training crops" in provenance["FCN8"]
+    assert "on training crops, " in provenance["FCN8"]
     assert provenance["DAE(y)"].startswith("2 epochs, all there were, ")
     assert (workdir / "results" / "table.md").read_text().startswith("| model | sky ")
     figures = {path.name for path in (workdir / "results" / "figures").iterdir()}
@@ -374,3 +375,38 @@ def test_training_starts_from_foreign_weights_and_goes_on_without_them(rng, tmp_
     kernel = experiment.segmenter_variables["params"]["conv4_2"]["kernel"]
     expected = arrays["features.19.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
+
+
+def test_end_to_end_a_copy_of_the_segmenter_is_trained(workdir, tmp_path):
+    """The plain network stays as it was; the copy has a row, and is what is refined."""
+    shutil.copytree(workdir, tmp_path / "run")
+    config = tiny.get_config()
+    config.refiners = ("joint",)
+    config.refiner.joint = config.refiner.dae_y.copy_and_resolve_references()
+    config.refiner.joint.update(title="joint DAE", end_to_end=True)
+    config.refiner.joint.objective.proposal_cross_entropy = 1.0
+    config.refiner.joint.selection.update(stop=9.0, count_stopped=False)
+    run(config, tmp_path / "run", "run", "")
+    assert [row["model"] for row in read_table(tmp_path / "run")] == [
+        "FCN8",
+        "FCN8 + joint DAE, its own segmenter",
+        "FCN8 + joint DAE, one reconstruction",
+        "FCN8 + joint DAE, one damped step",
+        "FCN8 + joint DAE",
+    ]
+    assert read_table(tmp_path / "run")[0] == read_table(workdir)[0]
+    experiment = Experiment(config, tmp_path / "run")
+    plain, own = (
+        networks["params"]["conv1_1"]["kernel"]
+        for networks in (
+            experiment.segmenter_variables,
+            experiment.train_refiner("joint")["segmenter"],
+        )
+    )
+    assert np.abs(plain - own).max() > 1e-3
+    # All images stop in the first step: nothing is left to count after it.
+    curve = read_arrays(tmp_path / "run" / "refiners" / "joint" / "curve.npz")
+    assert np.isnan(curve["mean_iou"]).all()
+    test = read_arrays(tmp_path / "run" / "refiners" / "joint" / "test.npz")
+    assert len(set(test["mean_iou"])) == 1
+    np.testing.assert_array_equal(test["refined"].sum(), test["initial"].sum())

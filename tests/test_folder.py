@@ -188,7 +188,7 @@ def test_stack_names_two_sizes(folder):
     train = load_folder(str(folder)).train
     with pytest.raises(UserError, match="a is 4x6 but b is 3x6, expected images of"):
         train.stack()
-    assert train.stack([1, 1])[0].shape == (2, 3, 6, 3)
+    assert train.stack([1, 1]).image.shape == (2, 3, 6, 3)
 
 
 def test_stack_of_nothing(folder):

@@ -11,11 +11,12 @@ from iterinf.data.dataset import Record, Split
 from iterinf.errors import UserError
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.objectives import (
+    combine,
+    divide_split,
     make_reconstruction,
     make_refiner_loss,
     make_segmenter_loss,
     make_validation,
-    pad_split,
     propose,
     to_unit_range,
 )
@@ -62,19 +63,22 @@ def apply_segmenter(variables, images):
 
 
 def test_a_proposal_holds_probabilities_features_and_image(batch, variables):
-    candidate = propose(Segmenter(), variables, batch.image)
+    candidate = propose(Segmenter(), variables, batch)
     expected = nn.softmax(apply_segmenter(variables, batch.image))
     np.testing.assert_allclose(candidate.y, expected, atol=1e-6)
     np.testing.assert_array_equal(candidate.features["input"], 2 * batch.image)
     np.testing.assert_array_equal(candidate.image, batch.image)
 
 
-def test_no_gradient_reaches_the_segmenter_through_a_proposal(batch, variables):
-    gradient = jax.grad(
-        lambda variables: propose(Segmenter(), variables, batch.image).y[..., 0].sum()
-    )(variables)
-    for leaf in jax.tree.leaves(gradient):
-        np.testing.assert_array_equal(leaf, 0)
+def test_trained_parameters_take_the_place_of_frozen_ones():
+    one, two, three, four = jnp.eye(4)
+    frozen = {"segmenter": {"params": one, "statistics": two}}
+    found = combine({"refiner": three}, frozen)
+    assert found["segmenter"]["params"] is one
+    assert found["refiner"]["params"] is three
+    found = combine({"refiner": three, "segmenter": four}, frozen)
+    assert found["segmenter"]["params"] is four
+    assert found["segmenter"]["statistics"] is two
 
 
 def test_the_segmenter_learns_by_cross_entropy(batch, variables):
@@ -92,8 +96,8 @@ def test_both_scenarios_of_figure_1(batch, variables, start):
     compute_loss = make_refiner_loss(
         Segmenter(), Echo(), start=start, sigma=0.0, squared_error=0.5
     )
-    params = {"scale": jnp.asarray(2.0)}
-    found = compute_loss(params, variables, batch, KEY)
+    params = {"refiner": {"scale": jnp.asarray(2.0)}}
+    found = compute_loss(params, {"segmenter": variables}, batch, KEY)
     corrupted = {
         "y": nn.softmax(apply_segmenter(variables, batch.image)),
         "y_true": jnp.concatenate([np.eye(3), np.zeros((1, 3))])[batch.label],
@@ -104,6 +108,29 @@ def test_both_scenarios_of_figure_1(batch, variables, start):
     )
     np.testing.assert_allclose(found.total, expected.total, rtol=1e-5)
     assert found.num_pixels == expected.num_pixels
+
+
+def test_end_to_end_the_gradient_reaches_the_segmenter(batch, variables):
+    """That of Eq. 5 through r, y and h, and of the cross-entropy of y."""
+    params = {"refiner": {"scale": jnp.asarray(2.0)}, "segmenter": variables["params"]}
+    compute_loss = make_refiner_loss(
+        Segmenter(), Echo(), start="y", sigma=0.0, proposal_cross_entropy=0.3
+    )
+
+    def compute_by_hand(params):
+        logits = apply_segmenter({"params": params["segmenter"]}, batch.image)
+        y = nn.softmax(logits)
+        r = nn.softmax(params["refiner"]["scale"] * (y + 2 * batch.image))
+        own = compute_cross_entropy(logits, batch.label).total
+        return compute_reconstruction_loss(r, batch.label).total + 0.3 * own
+
+    def compute(params):
+        return compute_loss(params, {"segmenter": variables}, batch, KEY).total
+
+    found, expected = (jax.grad(f)(params) for f in (compute, compute_by_hand))
+    for leaf, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4)
+        assert np.abs(other).max() > 0.01
 
 
 def test_noise_has_its_sigma_and_its_key(batch, variables):
@@ -120,7 +147,8 @@ def test_noise_has_its_sigma_and_its_key(batch, variables):
     compute_loss = make_refiner_loss(
         Segmenter(), Noise(), start="y_true", sigma=0.5, cross_entropy=0.0
     )
-    compute = jax.jit(lambda key: compute_loss({}, variables, big, key).mean)
+    frozen = {"segmenter": variables}
+    compute = jax.jit(lambda key: compute_loss({}, frozen, big, key).mean)
     first, again, other = (compute(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_allclose(first, 3 * 0.25, rtol=0.03)
     assert first == again != other
@@ -133,7 +161,8 @@ def test_an_unknown_start_is_answered_with_the_known_ones():
 
 def test_a_reconstruction_reads_the_proposal_without_noise(batch, variables):
     predict = make_reconstruction(Segmenter(), Echo())
-    found = predict({"scale": jnp.asarray(2.0)}, variables, batch.image)
+    params = {"refiner": {"scale": jnp.asarray(2.0)}}
+    found = predict(params, {"segmenter": variables}, batch)
     y = nn.softmax(apply_segmenter(variables, batch.image))
     expected = nn.softmax(2.0 * (y + 2 * batch.image))
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -147,7 +176,7 @@ def test_validation_is_over_the_whole_split(rng, variables, batch_size):
     names = [f"r{i}" for i in range(5)]
     split = Split(lambda i: Record(images[i], labels[i], names[i]), names, range(5))
     validate = make_validation(
-        lambda params, frozen, images: apply_segmenter(params, images) + frozen,
+        lambda params, frozen, batch: apply_segmenter(params, batch.image) + frozen,
         compute_cross_entropy,
         split,
         frozen=jnp.zeros((1, 1, 1, 3)),
@@ -170,18 +199,26 @@ def test_validation_is_over_the_whole_split(rng, variables, batch_size):
 
 
 def test_unit_range():
-    found = to_unit_range(jnp.array([0, 51, 255], jnp.uint8))
-    np.testing.assert_allclose(found, [0, 0.2, 1], rtol=1e-6)
+    image = jnp.array([0, 51, 255], jnp.uint8).reshape(1, 1, 1, 3)
+    batch = iterinf.Batch(image, jnp.zeros((1, 1, 1), jnp.int32))
+    found = to_unit_range(batch).image
+    np.testing.assert_allclose(found.ravel(), [0, 0.2, 1], rtol=1e-6)
     assert found.dtype == jnp.float32
 
 
-def test_a_split_is_padded_by_void_frames(rng):
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_a_split_is_filled_up_by_void_images(rng, batch_size):
     images = rng.integers(1, 256, (5, 2, 3, 3)).astype(np.uint8)
     labels = rng.integers(0, 3, (5, 2, 3)).astype(np.uint8)
-    padded_images, padded_labels = pad_split(images, labels, 4, void=3)
-    assert padded_images.shape == (8, 2, 3, 3)
-    np.testing.assert_array_equal(padded_images[:5], images)
-    np.testing.assert_array_equal(padded_labels[:5], labels)
-    np.testing.assert_array_equal(padded_images[5:], images[:3])
-    np.testing.assert_array_equal(padded_labels[5:], 3)
-    assert padded_labels.dtype == np.uint8
+    split = iterinf.Batch(images, labels, {"pool1": images[:, :1, :1]})
+    found = divide_split(split, batch_size, void=3)
+    num_batches = -(-5 // batch_size)
+    assert found.image.shape == (num_batches, batch_size, 2, 3, 3)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    np.testing.assert_array_equal(flat.image[:5], images)
+    np.testing.assert_array_equal(flat.image[5:8], images[:3])
+    np.testing.assert_array_equal(flat.label[:5], labels)
+    np.testing.assert_array_equal(flat.label[5:], 3)
+    np.testing.assert_array_equal(flat.outputs["pool1"], flat.image[:, :1, :1])
+    assert flat.label.dtype == np.uint8
+    assert (labels < 3).all()

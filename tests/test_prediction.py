@@ -1,16 +1,22 @@
-"""Label maps against the loop of Eq. 6 in NumPy."""
+"""Label maps and their counts against the loop of Eq. 6 in NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iterinf.prediction import predict_labels
-from tests.test_selection import Refiner, Segmenter, make_problem, softmax
+from iterinf.prediction import count_predictions, refine_labels, segment
+from tests.test_selection import (
+    Refiner,
+    Segmenter,
+    count_image,
+    make_problem,
+    softmax,
+)
 
 
-def predict_by_loop(variables, images, step_size, num_iterations):
-    """Segmenter's and refined label maps, in float64."""
-    segmenter, refiner = (v["params"] for v in variables)
+def predict_by_loop(networks, images, step_size, num_iterations):
+    """Segmenter's and refined probabilities, in float64."""
+    segmenter, refiner = (networks[n]["params"] for n in ("segmenter", "refiner"))
     images = images / 255
     y = softmax(4 * images @ segmenter["Dense_0"]["kernel"])
     initial, condition = y, 3 * images @ refiner["other"]["kernel"]
@@ -18,34 +24,56 @@ def predict_by_loop(variables, images, step_size, num_iterations):
         mixed = np.roll(y, 1, axis=2) + y
         reconstruction = softmax(4 * mixed @ refiner["own"]["kernel"] + condition)
         y = y + step_size * (reconstruction - y)
-    return initial.argmax(axis=-1), y.argmax(axis=-1)
+    return initial, y
+
+
+def refine(networks, batch, step_size, num_iterations, **options):
+    """`refine_labels` of the test networks."""
+    return refine_labels(
+        Segmenter(),
+        Refiner(),
+        networks,
+        batch,
+        step_size=jnp.asarray(step_size),
+        num_iterations=num_iterations,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(("step_size", "num_iterations"), [(0.3, 5), (1.0, 1)])
 def test_equals_a_loop(step_size, num_iterations):
-    variables, images, _ = make_problem()
-    expected = predict_by_loop(variables, images, step_size, num_iterations)
-    found = predict_labels(
-        Segmenter(),
-        Refiner(),
-        *variables,
-        jnp.asarray(images),
-        step_size=jnp.asarray(step_size),
-        num_iterations=num_iterations,
-    )
-    assert (expected[0] != expected[1]).any()
-    for labels, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(labels, other)
+    networks, batch = make_problem()
+    initial, refined = predict_by_loop(networks, batch.image, step_size, num_iterations)
+    assert (initial.argmax(axis=-1) != refined.argmax(axis=-1)).any()
+    found = segment(Segmenter(), networks["segmenter"], batch)
+    np.testing.assert_array_equal(found, initial.argmax(axis=-1))
+    found = refine(networks, batch, step_size, num_iterations)
+    np.testing.assert_array_equal(found, refined.argmax(axis=-1))
 
 
 def test_no_iteration_returns_the_segmenter():
-    variables, images, _ = make_problem()
-    initial, refined = predict_labels(
+    networks, batch = make_problem()
+    initial = segment(Segmenter(), networks["segmenter"], batch)
+    np.testing.assert_array_equal(refine(networks, batch, 0.5, 0), initial)
+
+
+def test_all_that_is_near_stops_after_one_step():
+    networks, batch = make_problem()
+    one, many = (refine(networks, batch, 1.0, n) for n in (1, 4))
+    assert (one != many).any()
+    np.testing.assert_array_equal(refine(networks, batch, 1.0, 4, stop=9.0), one)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_the_segmenter_is_counted_image_by_image(batch_size):
+    networks, split = make_problem()
+    found = count_predictions(
         Segmenter(),
-        Refiner(),
-        *variables,
-        jnp.asarray(images),
-        step_size=jnp.asarray(0.5),
-        num_iterations=0,
+        networks["segmenter"],
+        split,
+        num_classes=3,
+        batch_size=batch_size,
     )
-    np.testing.assert_array_equal(refined, initial)
+    y, _ = predict_by_loop(networks, split.image, 0.0, 0)
+    expected = [count_image(*pair) for pair in zip(split.label, y, strict=True)]
+    np.testing.assert_array_equal(found, expected)

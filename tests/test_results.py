@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from iterinf.data import create_dataset
-from iterinf.errors import UserError
-from iterinf.evaluation import make_row
+from iterinf.evaluation import compute_mean_iou, make_row
 from iterinf.files import write_arrays
 from iterinf.report import results
 from iterinf.report.results import (
@@ -27,29 +26,34 @@ def make_confusions(rng, num_images):
     return rng.multinomial(40, chances)
 
 
-def make_result(folder, name, **counts):
+def make_result(folder, name, *, end_to_end=False, **counts):
     """A refiner that the stages have left in `folder`."""
     write_arrays(folder / name / "test.npz", **counts)
-    return RefinerResult(name, f"FCN8 + {name}", 0.1, 7, 0.4, folder / name)
+    return RefinerResult(name, f"FCN8 + {name}", 0.1, 7, 0.4, end_to_end, folder / name)
 
 
 @pytest.fixture
-def refiners(tmp_path, rng):
-    """Two refiners over five images, of one segmenter."""
-    initial = make_confusions(rng, 5)
+def plain(rng):
+    """Counts of the segmenter over five images."""
+    return make_confusions(rng, 5)
+
+
+@pytest.fixture
+def refiners(tmp_path, rng, plain):
+    """Two refiners of that segmenter."""
     return [
         make_result(
             tmp_path,
             name,
-            **{key: make_confusions(rng, 5) for key in KEYS} | {"initial": initial},
+            **{key: make_confusions(rng, 5) for key in KEYS} | {"initial": plain},
             mean_iou=np.array([0.2, 0.3]),
         )
         for name in ("B", "A")
     ]
 
 
-def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners):
-    rows = make_rows("FCN8", refiners, BLOCKS, 20)
+def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners, plain):
+    rows = make_rows("FCN8", plain, refiners, BLOCKS, 20)
     found = [(row.model, row.step_size, row.num_iterations) for row in rows]
     assert found == [
         ("FCN8", None, 0),
@@ -63,22 +67,33 @@ def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners):
     assert (rows[0].gain, rows[0].gain_low, rows[0].gain_high) == (0, 0, 0)
 
 
-def test_rows_of_other_proposals_are_refused(tmp_path, refiners, rng):
+def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
+    """Its gain is over the plain network, like that of all rows."""
     counts = {key: make_confusions(rng, 5) for key in KEYS}
-    other = make_result(tmp_path, "C", **counts)
-    with pytest.raises(UserError, match="C/test.npz was counted on other proposals"):
-        make_rows("FCN8", [*refiners, other], BLOCKS, 20)
+    refiner = make_result(tmp_path, "C", end_to_end=True, **counts)
+    rows = make_rows("FCN8", plain, [refiner], BLOCKS, 20)
+    assert [row.model for row in rows] == [
+        "FCN8",
+        "FCN8 + C, its own segmenter",
+        "FCN8 + C, one reconstruction",
+        "FCN8 + C, one damped step",
+        "FCN8 + C",
+    ]
+    assert (rows[1].step_size, rows[1].num_iterations) == (None, 0)
+    own, mean_iou = counts["initial"].sum(axis=0), rows[0].mean_iou
+    gain = 100 * compute_mean_iou(own) - mean_iou
+    np.testing.assert_allclose(rows[1].gain, gain)
 
 
-def test_rows_hold_the_counts_of_their_own(refiners):
-    rows = make_rows("FCN8", refiners, BLOCKS, 20)
+def test_rows_hold_the_counts_of_their_own(refiners, plain):
+    rows = make_rows("FCN8", plain, refiners, BLOCKS, 20)
     with np.load(refiners[1].folder / "test.npz") as test:
         keys = ("initial", "one_reconstruction", "damped_step", "refined")
         for row, key in zip([rows[0], *rows[4:]], keys, strict=True):
             assert row == make_row(
                 row.model,
                 test[key],
-                test["initial"],
+                plain,
                 BLOCKS,
                 step_size=row.step_size,
                 num_iterations=row.num_iterations,
@@ -97,12 +112,12 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
     refiner = make_result(
         tmp_path,
         "A",
-        initial=refined - 5 * change,
         refined=refined,
         one_reconstruction=refined - full * change,
         damped_step=refined - damped * change,
     )
-    (sentence,) = compare_to_controls([refiner], range(5), 20)
+    plain = refined - 5 * change
+    (sentence,) = compare_to_controls(plain, [refiner], range(5), 20)
     assert sentence.startswith(f"FCN8 + A by iterating {verdict}")
     for lost in (full, damped):
         iou = [(36 - lost) / 44, 36 / (44 + lost)]
@@ -117,12 +132,11 @@ def test_standing_still_beats_no_control(tmp_path):
     refiner = make_result(
         tmp_path,
         "A",
-        initial=refined,
         refined=refined,
         one_reconstruction=worse,
         damped_step=worse,
     )
-    assert compare_to_controls([refiner], range(5), 20) == [
+    assert compare_to_controls(refined, [refiner], range(5), 20) == [
         "FCN8 + A does not clearly gain on the plain network: 0.00 [0.00, 0.00] points."
     ]
 
@@ -140,11 +154,11 @@ def test_pictures_show_the_best_the_median_and_the_worst(tmp_path, gains, expect
     initial = np.array([[[20, 20], [20, 20]]] * len(gains))
     change = np.array([[[1, -1], [0, 0]]])
     refined = initial + np.array(gains).reshape(-1, 1, 1) * change
-    refiner = make_result(tmp_path, "A", initial=initial, refined=refined)
-    assert choose_pictures(refiner) == expected
+    refiner = make_result(tmp_path, "A", refined=refined)
+    assert choose_pictures(initial, refiner) == expected
 
 
-def test_figures_draw_what_was_counted(tmp_path, refiners, monkeypatch):
+def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     drawn = []
     monkeypatch.setattr(results, "save_figure", lambda _, path: drawn.append(path.name))
     monkeypatch.setattr(results, "plot_segmentations", lambda *args: args)
@@ -160,11 +174,11 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, monkeypatch):
             step_sizes=np.array([0.1, 1.0]),
         )
     dataset = create_dataset("streets", height=32, width=48, num_test=5)
-    rows = make_rows("FCN8", refiners, BLOCKS, 20)
+    rows = make_rows("FCN8", plain, refiners, BLOCKS, 20)
     asked = []
-    write_results(tmp_path, dataset, rows, refiners, asked.append, [], {})
+    write_results(tmp_path, dataset, rows, refiners, [3, 0], asked.append, [], {})
     assert drawn == ["figure4_B.png", "figure4_A.png", "figure3.png"]
-    assert asked == [choose_pictures(refiners[-1])]
+    assert asked == [[3, 0]]
     (validation, step_sizes, step_size, num_iterations, test), title = curves[0]
     np.testing.assert_array_equal(validation, [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]])
     assert (step_sizes, step_size, num_iterations) == ([0.1, 1.0], 0.1, 7)

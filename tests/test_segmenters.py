@@ -11,7 +11,6 @@ import pytest
 
 import iterinf
 from iterinf.errors import UserError
-from iterinf.segmenters import SEGMENTERS
 
 DENSE = {"blocks": (1, 2), "bottleneck": 1, "growth_rate": 2, "first_channels": 3}
 SMALL: dict[str, dict] = {"fcn8": {"width": 1 / 64}}  # options by name, else DENSE
@@ -85,7 +84,7 @@ def find_centroid(response):
     )
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("size", [(32, 32), (45, 70)])
 def test_logits_have_the_size_of_the_image(name, size):
     segmenter = create_small(name)
@@ -101,7 +100,7 @@ def test_logits_have_the_size_of_the_image(name, size):
         assert feature.shape[:3] == (2, *expected)
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_parameters(name):
     segmenter = iterinf.create_segmenter(name, num_classes=11)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

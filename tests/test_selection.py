@@ -8,6 +8,7 @@ import pytest
 
 from iterinf import selection
 from iterinf.selection import count_refinements, select
+from iterinf.types import Batch
 
 STEP_SIZES = (0.1, 0.5, 1.0)
 NUM_ITERATIONS = 4
@@ -48,23 +49,22 @@ def make_problem(num_images=5, seed=0):
         kernel = rng.normal(size=(channels, NUM_CLASSES)).astype(np.float32)
         return {"kernel": kernel, "bias": np.zeros(NUM_CLASSES, np.float32)}
 
-    variables = (
-        {"params": {"Dense_0": draw(3)}},
-        {"params": {"own": draw(NUM_CLASSES), "other": draw(3)}},
-    )
+    networks = {
+        "segmenter": {"params": {"Dense_0": draw(3)}},
+        "refiner": {"params": {"own": draw(NUM_CLASSES), "other": draw(3)}},
+    }
     images = rng.integers(0, 256, (num_images, 4, 5, 3)).astype(np.uint8)
     labels = rng.integers(0, NUM_CLASSES + 1, (num_images, 4, 5)).astype(np.uint8)
-    return variables, images, labels
+    return networks, Batch(images, labels)
 
 
-def count(variables, images, labels, step_sizes=STEP_SIZES, **options):
+def count(networks, split, step_sizes=STEP_SIZES, **options):
     """The sweep with the constants above."""
     return count_refinements(
         Segmenter(),
         Refiner(),
-        *variables,
-        images,
-        labels,
+        networks,
+        split,
         step_sizes=step_sizes,
         num_iterations=NUM_ITERATIONS,
         num_classes=NUM_CLASSES,
@@ -86,11 +86,11 @@ def count_image(label, y):
     return confusion
 
 
-def count_by_loop(variables, images, labels):
+def count_by_loop(networks, split, stop=0.0, count_stopped=True):
     """The same in plain NumPy: images, step sizes, iterations."""
-    (segmenter, refiner) = (v["params"] for v in variables)
+    segmenter, refiner = (networks[n]["params"] for n in ("segmenter", "refiner"))
     initial, refined = [], []
-    for image, label in zip(images, labels, strict=True):
+    for image, label in zip(split.image, split.label, strict=True):
         x = image / 255.0
         start = softmax(4 * x @ segmenter["Dense_0"]["kernel"])
         initial.append(count_image(label, start))
@@ -98,29 +98,45 @@ def count_by_loop(variables, images, labels):
         for step_size in STEP_SIZES:
             y = start
             refined[-1].append([])
+            moving = True
             for _ in range(NUM_ITERATIONS):
                 mixed = (np.roll(y, 1, axis=1) + y) @ refiner["own"]["kernel"]
                 r = softmax(4 * mixed + 3 * x @ refiner["other"]["kernel"])
-                y = y + step_size * (r - y)
-                refined[-1][-1].append(count_image(label, y))
+                near = np.linalg.norm(y - r, axis=-1).mean() < stop
+                y = y + step_size * (r - y) if moving else y
+                moving = moving and not near
+                counts = count_image(label, y)
+                refined[-1][-1].append(counts * (moving or count_stopped))
     return np.array(initial), np.array(refined)
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(5, 2), (4, 2), (3, 5)])
 def test_counts_equal_a_plain_loop(num_images, batch_size):
-    variables, images, labels = make_problem(num_images)
-    found = count(variables, images, labels, batch_size=batch_size)
-    initial, refined = count_by_loop(variables, images, labels)
+    networks, split = make_problem(num_images)
+    found = count(networks, split, batch_size=batch_size)
+    initial, refined = count_by_loop(networks, split)
     np.testing.assert_array_equal(found.initial, initial)
     np.testing.assert_array_equal(found.refined, refined)
     assert refined.shape == (num_images, 3, 4, 3, 3)
     assert len(np.unique(refined.reshape(num_images, -1, 9), axis=1)[0]) > 4
 
 
+@pytest.mark.parametrize("count_stopped", [True, False])
+def test_each_image_stops_by_itself(count_stopped):
+    networks, split = make_problem()
+    options = {"stop": 0.45, "count_stopped": count_stopped}
+    found = count(networks, split, **options)
+    _, refined = count_by_loop(networks, split, **options)
+    np.testing.assert_array_equal(found.refined, refined)
+    _, without = count_by_loop(networks, split)
+    stopped = (refined != without).any(axis=(1, 3, 4))  # image, iteration
+    assert len(set(stopped.sum(axis=1))) > 1  # some earlier than others
+
+
 def test_every_labelled_pixel_is_counted_once():
-    variables, images, labels = make_problem()
-    found = count(variables, images, labels)
-    total = (labels < NUM_CLASSES).sum(axis=(1, 2))
+    networks, split = make_problem()
+    found = count(networks, split)
+    total = (split.label < NUM_CLASSES).sum(axis=(1, 2))
     np.testing.assert_array_equal(found.initial.sum(axis=(1, 2)), total)
     expected = np.broadcast_to(total[:, None, None], (5, 3, 4))
     np.testing.assert_array_equal(found.refined.sum(axis=(3, 4)), expected)
@@ -159,6 +175,11 @@ def test_select_takes_fewer_iterations_at_ties():
     choice = select(curve, (0.1, 0.5, 1.0))
     assert choice == selection.Selection(1.0, 1, 0.5)
     assert select(curve[:2], (0.1, 0.5)) == selection.Selection(0.5, 2, 0.5)
+
+
+def test_select_passes_over_iterations_that_count_nothing():
+    curve = np.array([[0.1, 0.2, np.nan], [0.1, np.nan, np.nan]])
+    assert select(curve, (0.1, 0.5)) == selection.Selection(0.1, 2, 0.2)
 
 
 def test_select_never_takes_iteration_zero():

@@ -54,24 +54,45 @@ def test_values_that_cannot_be_are_named(key, value, expected):
 
 def test_crops_lie_inside_every_image():
     settings = make_settings(refiner__dae_y__training__crop_size=(32, 49))
-    check_crops(settings, {(32, 49), (40, 60)})
+    check_crops(settings, {(32, 49), (40, 60)}, 1)
     with pytest.raises(
         UserError,
         match="config.refiner.dae_y.training.crop_size is 32x49, but there are "
         "training images of 32x48",
     ):
-        check_crops(settings, {(32, 50), (33, 48)})
+        check_crops(settings, {(32, 50), (33, 48)}, 1)
     settings["refiners"] = ["dae_ytrue"]
-    check_crops(settings, {(32, 48)})
+    check_crops(settings, {(32, 48)}, 1)
+
+
+def test_a_segmenter_has_the_keys_of_its_kind():
+    settings = make_settings(segmenter__name="precomputed")
+    with pytest.raises(UserError, match="'precomputed', but .* configs/precomputed.py"):
+        check_settings(settings)
+    settings["segmenter"] = {"name": "fcn8", "title": "", "model": {}, "outputs": "."}
+    with pytest.raises(UserError, match="'fcn8', but .* name, title, model, outputs"):
+        check_settings(settings)
+    settings["segmenter"]["name"] = "precomputed"
+    check_settings(settings)
+
+
+def test_crops_are_multiples_of_the_stride():
+    settings = make_settings()
+    check_crops(settings, {(32, 48)}, 16)
+    settings["refiner"]["dae_y"]["training"]["crop_size"] = [32, 40]
+    check_crops(settings, {(32, 48)}, 8)
+    message = r"config.refiner.dae_y.training.crop_size is \[32, 40\], .* of 16"
+    with pytest.raises(UserError, match=message):
+        check_crops(settings, {(32, 48)}, 16)
 
 
 def test_whole_images_must_be_of_one_size():
     settings = make_settings(segmenter__fine_tuning__num_epochs=1)
-    check_crops(settings, {(40, 60)})
+    check_crops(settings, {(40, 60)}, 1)
     with pytest.raises(UserError, match="segmenter.fine_tuning.crop_size is None, but"):
-        check_crops(settings, {(40, 60), (60, 40)})
+        check_crops(settings, {(40, 60), (60, 40)}, 1)
     settings["segmenter"]["fine_tuning"]["num_epochs"] = 0
-    check_crops(settings, {(40, 60), (60, 40)})
+    check_crops(settings, {(40, 60), (60, 40)}, 1)
 
 
 @pytest.mark.parametrize(

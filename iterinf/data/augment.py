@@ -3,45 +3,51 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from iterinf.data.dataset import format_size
+from iterinf.data.dataset import Record, format_size
+from iterinf.data.outputs import STRIDES, find_stride
 from iterinf.errors import UserError
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def crop_randomly(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    rng: np.random.Generator,
-    size: tuple[int, int],
-) -> tuple[UInt8[np.ndarray, "y x 3"], UInt8[np.ndarray, "y x"]]:
-    """Cuts the same window out of both, each place equally likely.
+    record: Record, rng: np.random.Generator, size: tuple[int, int]
+) -> Record:
+    """Cuts the same window out of all arrays, each place equally likely.
+
+    Where there are outputs, windows begin at multiples of the coarsest one's stride.
 
     Raises:
       UserError: if the window, (height, width), is larger than the image.
     """
-    height, width = size
-    if height > label.shape[0] or width > label.shape[1]:
+    (height, width), shape = size, record.label.shape
+    if height > shape[0] or width > shape[1]:
         raise UserError(
             f"crop size {height}x{width} is larger than an image of "
-            f"{format_size(label)}"
+            f"{format_size(record.label)}"
         )
-    top = int(rng.integers(label.shape[0] - height + 1))
-    left = int(rng.integers(label.shape[1] - width + 1))
-    window = np.s_[top : top + height, left : left + width]
-    return image[window], label[window]
+    coarsest = find_stride(record.outputs)
+    top = coarsest * int(rng.integers((shape[0] - height) // coarsest + 1))
+    left = coarsest * int(rng.integers((shape[1] - width) // coarsest + 1))
+
+    def cut(array: np.ndarray, stride: int = 1) -> np.ndarray:
+        rows = slice(top // stride, top // stride + height // stride)
+        columns = slice(left // stride, left // stride + width // stride)
+        return array[rows, columns]
+
+    outputs = {name: cut(a, STRIDES[name]) for name, a in record.outputs.items()}
+    return Record(cut(record.image), cut(record.label), record.name, outputs)
 
 
 def flip_randomly(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    rng: np.random.Generator,
-    probability: float,
-) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Mirrors both left to right, with the given probability."""
-    if rng.random() < probability:
-        return image[:, ::-1], label[:, ::-1]
-    return image, label
+    record: Record, rng: np.random.Generator, probability: float
+) -> Record:
+    """Mirrors all arrays left to right, with the given probability."""
+    if rng.random() >= probability:
+        return record
+    image, label, name, outputs = record
+    outputs = {key: array[:, ::-1] for key, array in outputs.items()}
+    return Record(image[:, ::-1], label[:, ::-1], name, outputs)
 
 
 def jitter_color(

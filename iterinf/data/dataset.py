@@ -5,11 +5,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from iterinf.errors import UserError
+from iterinf.types import Batch
 
 _MAX_PROBLEMS = 20  # as many as one still reads
 
@@ -20,6 +22,7 @@ class Record(NamedTuple):
     image: UInt8[np.ndarray, "h w 3"]  # RGB
     label: UInt8[np.ndarray, "h w"]  # 0..k-1; k: void
     name: str
+    outputs: dict[str, Float[np.ndarray, "_ _ _"]] = {}  # see iterinf/data/outputs.py
 
 
 class Split:
@@ -91,10 +94,11 @@ class Split:
             cache=False,  # self has one
         )
 
-    def stack(
-        self, indices: Sequence[int] | None = None
-    ) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w"]]:
-        """Stacks the records at `indices` (default: all) to images and label maps.
+    def stack(self, indices: Sequence[int] | None = None) -> Batch:
+        """Stacks the records at `indices` (default: all).
+
+        Returns:
+          NumPy arrays, images and label maps in uint8.
 
         Raises:
           UserError: if there is none, or if two differ in size.
@@ -119,10 +123,11 @@ class Dataset(NamedTuple):
         return len(self.classes)
 
 
-def stack_records(
-    records: Sequence[Record],
-) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w"]]:
-    """Stacks records of one size to images and label maps.
+def stack_records(records: Sequence[Record]) -> Batch:
+    """Stacks records of one size.
+
+    Returns:
+      NumPy arrays, images and label maps in uint8.
 
     Raises:
       UserError: if there is none, or if two differ in size.
@@ -131,7 +136,8 @@ def stack_records(
         raise UserError("there is no record to stack, expected at least one")
     for record in records:
         _check_size(record, records[0])
-    return np.stack([r.image for r in records]), np.stack([r.label for r in records])
+    parts: list[Any] = [(r.image, r.label, r.outputs) for r in records]
+    return Batch(*jax.tree.map(lambda *arrays: np.stack(arrays), *parts))
 
 
 def shrink_record(record: Record, scale: int) -> Record:
@@ -221,9 +227,10 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         described[name] = {
             "records": len(split),
             "names": zlib.crc32("\n".join(split.names).encode()),
-            "first_image": zlib.crc32(first.image.tobytes()),
-            "first_label": zlib.crc32(first.label.tobytes()),
         }
+        arrays = {"image": first.image, "label": first.label} | first.outputs
+        for key, array in arrays.items():
+            described[name][f"first_{key}"] = zlib.crc32(array.tobytes())
     return described
 
 

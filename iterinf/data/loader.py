@@ -3,11 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import grain
 import numpy as np
-from jaxtyping import Array
 
 from iterinf.data.augment import crop_randomly, flip_randomly, jitter_color
 from iterinf.data.dataset import Record, Split, stack_records
@@ -27,13 +25,13 @@ class _Augment(grain.transforms.RandomMap):
 
     def random_map(self, element: Record, rng: np.random.Generator) -> Record:
         """Crops, flips and jitters, in this order: jitter moves no crop."""
-        image, label, name = element
         if self.crop_size is not None:
-            image, label = crop_randomly(image, label, rng, self.crop_size)
-        image, label = flip_randomly(image, label, rng, self.flip_probability)
+            element = crop_randomly(element, rng, self.crop_size)
+        element = flip_randomly(element, rng, self.flip_probability)
         if self.jitter:
-            image = jitter_color(image, rng, self.jitter)
-        return Record(image, label, name)
+            image = jitter_color(element.image, rng, self.jitter)
+            element = element._replace(image=image)
+        return element
 
 
 def make_train_batches(
@@ -101,6 +99,5 @@ def make_train_batches(
 
 def _make_batch(records: Sequence[Record]) -> Batch:
     """Stacks records to a batch of floating point images."""
-    images, labels = stack_records(records)
-    image, label = images.astype(np.float32) / 255, labels.astype(np.int32)
-    return Batch(cast(Array, image), cast(Array, label))  # jit takes NumPy's alike
+    image, label, outputs = stack_records(records)
+    return Batch(image.astype(np.float32) / 255, label.astype(np.int32), outputs)

@@ -9,17 +9,28 @@ import numpy as np
 from jaxtyping import Int
 
 from iterinf.data.dataset import Dataset
-from iterinf.errors import UserError
-from iterinf.evaluation import Interval, Row, bootstrap_gain, make_row
+from iterinf.evaluation import (
+    Interval,
+    Row,
+    bootstrap_gain,
+    compute_mean_iou,
+    make_row,
+)
 from iterinf.files import read_arrays
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
 from iterinf.report.table import format_console_table, format_gain, write_table
 
 _NUM_PICTURES = 3
-# Key in test.npz -> how the control is called in a row and in a sentence.
+# Key in test.npz -> what its row is called after the refiner's title.
+_SUFFIXES = {
+    "initial": ", its own segmenter",
+    "one_reconstruction": ", one reconstruction",
+    "damped_step": ", one damped step",
+    "refined": "",
+}
 _CONTROLS = {
-    "one_reconstruction": ("one reconstruction", "one full reconstruction"),
-    "damped_step": ("one damped step", "one damped step"),
+    "one_reconstruction": "one full reconstruction",
+    "damped_step": "one damped step",
 }
 
 
@@ -31,52 +42,48 @@ class RefinerResult(NamedTuple):
     step_size: float
     num_iterations: int
     damped_step_size: float
+    end_to_end: bool  # whether it has a segmenter of its own
     folder: pathlib.Path  # holds curve.npz, test.npz
 
 
 def make_rows(
     title: str,
+    plain: Int[np.ndarray, "n k k"],
     refiners: Sequence[RefinerResult],
     blocks: Sequence[int],
     num_resamples: int,
 ) -> list[Row]:
     """Makes the table: the plain network, then controls and result of each refiner."""
-    rows = []
-    initial = read_arrays(refiners[0].folder / "test.npz")["initial"]
+    rows = [make_row(title, plain, plain, blocks)]
     for refiner in refiners:
         test = read_arrays(refiner.folder / "test.npz")
-        if not np.array_equal(test["initial"], initial):
-            raise UserError(
-                f"{refiner.folder / 'test.npz'} was counted on other proposals of the "
-                f"segmenter than {refiners[0].folder / 'test.npz'}: remove both, and "
-                "run --mode=evaluate"
-            )
-        settings = {
+        settings: dict[str, tuple[float | None, int]] = {
             "one_reconstruction": (1.0, 1),
             "damped_step": (refiner.damped_step_size, 1),
             "refined": (refiner.step_size, refiner.num_iterations),
         }
+        if refiner.end_to_end:
+            settings = {"initial": (None, 0)} | settings
         for key, (step_size, num_iterations) in settings.items():
-            model = refiner.title
-            if key in _CONTROLS:
-                model += f", {_CONTROLS[key][0]}"
             rows.append(
                 make_row(
-                    model,
+                    refiner.title + _SUFFIXES[key],
                     test[key],
-                    test["initial"],
+                    plain,
                     blocks,
                     step_size=step_size,
                     num_iterations=num_iterations,
                     num_resamples=num_resamples,
                 )
             )
-    plain = make_row(title, initial, initial, blocks)
-    return [plain, *rows]
+    return rows
 
 
 def compare_to_controls(
-    refiners: Sequence[RefinerResult], blocks: Sequence[int], num_resamples: int
+    plain: Int[np.ndarray, "n k k"],
+    refiners: Sequence[RefinerResult],
+    blocks: Sequence[int],
+    num_resamples: int,
 ) -> list[str]:
     """Says of each refiner whether it gains, and whether iterating beats both controls.
 
@@ -92,14 +99,14 @@ def compare_to_controls(
             blocks=blocks,
             num_resamples=num_resamples,
         )
-        gain = compare(test["initial"])
+        gain = compare(plain)
         if gain.low <= 0:
             verdict = "does not clearly gain on the plain network"
             listed = f"{_format_interval(gain)} points"
         else:
             gains = {
                 description: compare(test[key])
-                for key, (_, description) in _CONTROLS.items()
+                for key, description in _CONTROLS.items()
             }
             beats = all(gain.low > 0 for gain in gains.values())
             verdict = "beats both controls" if beats else "does not clearly beat both"
@@ -122,6 +129,7 @@ def write_results(
     dataset: Dataset,
     rows: Sequence[Row],
     refiners: Sequence[RefinerResult],
+    shown: list[int],
     predict: Callable[[list[int]], dict[str, Int[np.ndarray, "n h w"]]],
     notes: Sequence[str],
     provenance: dict[str, Any],
@@ -132,7 +140,8 @@ def write_results(
       directory: where they go; figures under figures/.
       dataset: classes, colours, and the test images of Figure 3.
       rows: of the table.
-      refiners: what the stages left; Figure 3 shows the last one's changes.
+      refiners: what the stages left.
+      shown: positions in the test split of the images of Figure 3.
       predict: positions in the test split -> label maps by title, segmenter first.
       notes: sentences under the table.
       provenance: printed under them.
@@ -141,21 +150,24 @@ def write_results(
     for refiner in refiners:
         curve = read_arrays(refiner.folder / "curve.npz")
         test = read_arrays(refiner.folder / "test.npz")
+        start = compute_mean_iou(test["initial"].sum(axis=0))
         initial = np.full((len(curve["step_sizes"]), 1), curve["initial_mean_iou"])
-        plain = rows[0].mean_iou / 100
         figure = plot_iterations(
             np.concatenate([initial, curve["mean_iou"]], axis=1),
             curve["step_sizes"].tolist(),
             refiner.step_size,
             refiner.num_iterations,
-            np.concatenate([[plain], test["mean_iou"]]),
+            np.concatenate([[start], test["mean_iou"]]),
             title=refiner.title,
         )
         save_figure(figure, directory / "figures" / f"figure4_{refiner.name}.png")
-    shown = choose_pictures(refiners[-1])
-    images, labels = dataset.test.stack(shown)
+    batch = dataset.test.stack(shown)
     figure = plot_segmentations(
-        images, labels, predict(shown), dataset.classes, dataset.colors
+        np.asarray(batch.image),
+        np.asarray(batch.label),
+        predict(shown),
+        dataset.classes,
+        dataset.colors,
     )
     save_figure(figure, directory / "figures" / "figure3.png")
     print(format_console_table(rows, dataset.classes))
@@ -163,13 +175,15 @@ def write_results(
     print(f"Table and figures: {directory}")
 
 
-def choose_pictures(refiner: RefinerResult) -> list[int]:
+def choose_pictures(
+    plain: Int[np.ndarray, "n k k"], refiner: RefinerResult
+) -> list[int]:
     """The test images that gained most, gained the median, and lost most.
 
     By the number of correct pixels, so that Figure 3 shows failures too.
     """
-    test = read_arrays(refiner.folder / "test.npz")
-    correct = [np.einsum("nkk->n", test[key]) for key in ("refined", "initial")]
-    order = np.argsort(correct[1] - correct[0], kind="stable")  # most gained first
+    refined = read_arrays(refiner.folder / "test.npz")["refined"]
+    gained = np.einsum("nkk->n", refined - plain)
+    order = np.argsort(-gained, kind="stable")  # most gained first
     positions = np.linspace(0, len(order) - 1, min(_NUM_PICTURES, len(order)))
     return [int(order[int(position)]) for position in positions]

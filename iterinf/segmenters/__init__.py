@@ -9,6 +9,7 @@ import flax.linen as nn
 from iterinf.errors import UserError
 from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
+from iterinf.segmenters.precomputed import Precomputed
 
 SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
     "fcn8": FCN8,
@@ -17,6 +18,7 @@ SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
     ),
     "fc_densenet67": partial(FCDenseNet, blocks=(5, 5, 5, 5, 5), bottleneck=5),
     "fc_densenet103": FCDenseNet,
+    "precomputed": Precomputed,
 }
 
 
@@ -31,6 +33,7 @@ def create_segmenter(name: str, *, num_classes: int, **options: Any) -> nn.Modul
     Returns:
       A Flax module: `apply(variables, images) -> (logits, features)`, attribute
       `feature_offset` (pixels by which its feature grids begin before the image).
+      "precomputed" also takes the `outputs` of a batch, by name.
 
     Raises:
       UserError: unknown name or option.

@@ -1,0 +1,108 @@
+"""The outputs of a network that ran elsewhere, read with the images of a data set.
+
+    train/NAME.npy           class probabilities, [h w k], or
+    train/NAME.npz           arrays by name: `probabilities`, [h w k], and, if there are
+                             features, some of pool1..pool5, [h' w' c]
+    validation/...  test/... the same
+
+NAME is that of the image, height h and width w are those the data set gives it, after
+`scale`; the k classes are in the order of its labels. pool l has a cell for every
+2^l x 2^l pixels from the upper left corner on: h' = floor(h / 2^l), w' alike. float16
+halves the space.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Float
+
+from iterinf.data.dataset import Dataset, Record, Split
+from iterinf.errors import UserError
+from iterinf.files import read_arrays
+
+STRIDES = {"probabilities": 1} | {f"pool{level}": 2**level for level in range(1, 6)}
+_TOLERANCE = 0.01  # of a sum of probabilities; float16 needs .003
+
+Outputs = dict[str, Float[np.ndarray, "_ _ _"]]
+
+
+def find_stride(outputs: Iterable[str]) -> int:
+    """Pixels an output's cell, in height and in width, of the coarsest; 1 if none."""
+    return max((STRIDES[name] for name in outputs), default=1)
+
+
+def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
+    """Gives every record its outputs, laid out as above; read when it is asked for.
+
+    Args:
+      dataset: whose images the network ran on.
+      folder: of the files.
+
+    Raises:
+      UserError: if a folder or a file is not there; from a split, if a file is broken.
+    """
+    channels: dict[str, int] = {}
+
+    def wrap(split: Split, name: str) -> Split:
+        paths = [_find_file(folder / name, stem) for stem in split.names]
+
+        def read(index: int) -> Record:
+            record = split[index]
+            outputs = _read_outputs(paths[index], record, dataset.num_classes)
+            found = {key: array.shape[2] for key, array in outputs.items()}
+            if found != (channels or found):
+                raise UserError(f"{paths[index]} has {found}, others have {channels}")
+            channels.update(found)
+            return record._replace(outputs=outputs)
+
+        return Split(read, split.names, split.blocks, cache=False)
+
+    return dataset._replace(
+        train=wrap(dataset.train, "train"),
+        validation=wrap(dataset.validation, "validation"),
+        test=wrap(dataset.test, "test"),
+    )
+
+
+def _find_file(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.npz", folder / f"{name}.npy"):
+        if path.is_file():
+            return path
+    raise UserError(f"{folder / name}.npz (or .npy) does not exist")
+
+
+def _read_outputs(path: Path, record: Record, num_classes: int) -> Outputs:
+    """Reads a file and checks names, sizes and values."""
+    try:
+        if path.suffix == ".npz":
+            outputs = read_arrays(path)
+        else:
+            outputs = {"probabilities": np.load(path, allow_pickle=False)}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as arrays ({error})") from error
+    if "probabilities" not in outputs or not outputs.keys() <= STRIDES.keys():
+        raise UserError(
+            f"{path} has the arrays {', '.join(sorted(outputs)) or 'none'}; expected "
+            f"probabilities, and if features then of {', '.join(list(STRIDES)[1:])}"
+        )
+    for name, array in outputs.items():
+        size = tuple(length // STRIDES[name] for length in record.label.shape)
+        depth = (num_classes,) if name == "probabilities" else array.shape[-1:]
+        if array.shape != size + depth:
+            raise UserError(
+                f"{name} of {path} is of shape {array.shape}, expected {size + depth}"
+            )
+        if array.dtype not in (np.float16, np.float32):
+            raise UserError(
+                f"{name} of {path} is {array.dtype}, expected float16 or float32"
+            )
+    y = outputs["probabilities"]
+    sums = y.sum(axis=-1, dtype=np.float32)
+    if not (y.min() >= 0 and np.abs(sums - 1).max() <= _TOLERANCE):
+        raise UserError(
+            f"the probabilities of {path} do not sum to one over the classes, or some "
+            "are below 0: expected the softmax of the scores"
+        )
+    return outputs
