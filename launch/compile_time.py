@@ -1,0 +1,73 @@
+"""How long a config's segmenter step takes to compile, from cold and from the cache.
+
+    python -m launch.compile_time --config=configs/camvid_fc_densenet103.py
+
+Two processes, one after the other, share a persistent cache that is empty at first.
+Each prints a line of JSON: seconds of tracing and lowering, seconds of compiling.
+Nothing is computed.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from ml_collections import config_flags
+
+from iterinf.objectives import make_segmenter_loss
+from iterinf.segmenters import create_segmenter
+from iterinf.training import create_optimizer, create_train_state, make_train_step
+from iterinf.types import Batch
+
+_NUM_CLASSES = 11
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+_CACHE = flags.DEFINE_string("cache", None, "Where it lies; for the processes alone.")
+
+
+def compile_step(config) -> dict[str, float]:
+    """Compiles the training step for its batch and crop size; returns the seconds."""
+    segmenter = create_segmenter(
+        config.segmenter.name,
+        num_classes=_NUM_CLASSES,
+        dtype=jnp.dtype(config.dtype),
+        **config.segmenter.model,
+    )
+    training = config.segmenter.training
+    optimizer = create_optimizer(**training.optimizer.to_dict(), steps_per_epoch=36)
+    shape = (training.batch_size, *training.crop_size)
+    batch = Batch(jnp.zeros((*shape, 3)), jnp.zeros(shape, jnp.int32))
+    key = jax.random.key(0)
+    params = jax.eval_shape(segmenter.init, key, batch.image)["params"]
+    create_state = functools.partial(create_train_state, optimizer=optimizer, key=key)
+    state = jax.eval_shape(create_state, params)
+    step = make_train_step(make_segmenter_loss(segmenter), optimizer)
+    started = time.monotonic()
+    lowered = jax.jit(step, donate_argnums=0).lower(state, None, batch)
+    traced = time.monotonic()
+    lowered.compile()
+    compiled = time.monotonic()
+    return {"lowering": traced - started, "compiling": compiled - traced}
+
+
+def _run(argv: list[str]) -> None:
+    if _CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", _CACHE.value)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        print(json.dumps(compile_step(_CONFIG.value)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "launch.compile_time", *sys.argv[1:]]
+        for state in ("cold", "cached"):
+            print(state, end=" ", flush=True)
+            subprocess.run([*command, f"--cache={folder}"], check=True)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(_run)
