@@ -10,6 +10,7 @@ def get_config():
     """Changes h, and where training starts."""
     config = camvid_fcn8.get_config()
     for refiner in config.refiner.values():
+        refiner.title += " of all pools"
         refiner.model.update(
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,

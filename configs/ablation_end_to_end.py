@@ -12,6 +12,7 @@ def get_config():
     config = camvid_fcn8.get_config()
     config.refiners = ("dae_y",)
     for refiner in config.refiner.values():
+        refiner.title += " end to end"
         refiner.end_to_end = True
         refiner.objective.proposal_cross_entropy = 1.0
         refiner.training.optimizer.learning_rate = 1e-4

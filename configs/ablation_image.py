@@ -10,5 +10,6 @@ def get_config():
     """Changes h."""
     config = camvid_fcn8.get_config()
     for refiner in config.refiner.values():
+        refiner.title += " of the image"
         refiner.model.features = ("input",)
     return config

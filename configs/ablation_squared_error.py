@@ -7,5 +7,6 @@ def get_config():
     """Changes the loss of both DAEs."""
     config = camvid_fcn8.get_config()
     for refiner in config.refiner.values():
+        refiner.title += " by squared error"
         refiner.objective.cross_entropy = 0.0
     return config

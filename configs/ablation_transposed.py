@@ -11,5 +11,6 @@ def get_config():
     """Changes the decoder of both DAEs."""
     config = camvid_fcn8.get_config()
     for refiner in config.refiner.values():
+        refiner.title += " transposed"
         refiner.model.update(decoder="transposed", skip_connections=True)
     return config

@@ -16,6 +16,7 @@ def get_config():
     config = camvid_fcn8.get_config()
     config.segmenter.model.update(relu_scores=True, upsampling_init="glorot")
     config.refiners = ("dae_y",)
+    config.segmenter.title += " of 2017"
     for refiner in config.refiner.values():
         refiner.model.update(
             relu_decoder=False,

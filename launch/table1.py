@@ -3,15 +3,18 @@
     python -m launch.table1 --configs=camvid_fcn8,camvid_fc_densenet103 \
         --workdir=runs/table1 --minutes=9 -- --config.dataset.options.path=DATA
 
-Every config has a workdir of its own under --workdir. When --minutes are over, the run
-in progress is told to save and this script ends with status 75 ("try again"): call it
-again, until it ends with 0. What stands after -- is handed to every run. The combined
+Every config has a workdir of its own under --workdir; one that differs from an earlier
+one in its refiners alone takes over that one's segmenter. When --minutes are over, the
+run in progress is told to save and this script ends with status 75 ("try again"):
+call it again, until it ends with 0. What stands after -- is handed to every run. The
 table is written after each call, of what is finished by then.
 """
 
 import csv
 import json
 import pathlib
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +67,25 @@ def run_config(
     if status:
         raise UserError(f"{config} ended with status {status}")
     return True
+
+
+def read_segmenter_config(path: pathlib.Path) -> str:
+    """A config without its refiners, as JSON: equal ones train equal segmenters."""
+    settings = json.loads(runpy.run_path(str(path))["get_config"]().to_json())
+    settings.pop("refiner"), settings.pop("refiners")
+    return json.dumps(settings, sort_keys=True)
+
+
+def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a finished workdir without its refiners, unless the target is there."""
+    if target.exists() or not (source / "results").exists():
+        return
+    copy = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(source / "segmenter", copy / "segmenter")
+    for name in ("config.json", "data.json"):
+        shutil.copy(source / name, copy)
+    copy.rename(target)
 
 
 def combine_tables(
@@ -132,6 +154,7 @@ def write_combined_table(
 def _run(argv: list[str]) -> None:
     started = time.monotonic()
     root, unfinished = pathlib.Path(str(_WORKDIR.value)), []
+    first: dict[str, pathlib.Path] = {}  # workdir by what trains a segmenter
     try:
         create_folder(root)
         for name in _CONFIGS.value or []:
@@ -141,10 +164,12 @@ def _run(argv: list[str]) -> None:
             path = pathlib.Path(name)
             if path.suffix != ".py":
                 path = PAPER.parent.parent / "configs" / f"{name}.py"
+            workdir = root / path.stem
+            if path.is_file():
+                source = first.setdefault(read_segmenter_config(path), workdir)
+                copy_segmenter(source, workdir)
             in_time = left is None or left > 0
-            if not in_time or not run_config(
-                str(path), root / path.stem, argv[1:], left
-            ):
+            if not in_time or not run_config(str(path), workdir, argv[1:], left):
                 unfinished.append(name)
         tables = sorted(root.glob("*/results/table.json"))
         write_combined_table(combine_tables(tables, PAPER), root)

@@ -3,12 +3,22 @@
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
 
-from launch.table1 import PAPER, UNFINISHED, combine_tables, write_combined_table
+from iterinf.experiment import run
+from launch.table1 import (
+    PAPER,
+    UNFINISHED,
+    combine_tables,
+    copy_segmenter,
+    read_segmenter_config,
+    write_combined_table,
+)
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -102,6 +112,20 @@ def test_out_of_time_it_saves_and_goes_on_when_called_again(tmp_path):
     table = json.loads((tmp_path / "tiny" / "results" / "table.json").read_text())
     assert rows["FCN8"]["ours"] == table["rows"][0]["mean_iou"]
     assert rows["FCN8 + DAE(y)"]["gain"] == table["rows"][-1]["gain"]
+    _go_on_with_its_segmenter(tmp_path / "tiny", tmp_path / "other")
+
+
+def _go_on_with_its_segmenter(source, target):
+    """Another experiment on a copy trains its refiner alone."""
+    config = tiny.get_config()
+    config.refiners = ("dae_ytrue",)
+    config.refiner.dae_ytrue.update(title="other", objective={"sigma": 0.2})
+    copy_segmenter(source, target)
+    run(config, target, "train_refiner", "")
+    logs = [folder / "segmenter" / "metrics.jsonl" for folder in (source, target)]
+    assert logs[0].read_text() == logs[1].read_text()
+    epochs = (target / "refiners/dae_ytrue/metrics.jsonl").read_text().splitlines()
+    assert len(epochs) == 2
 
 
 def test_a_config_that_fails_ends_it(tmp_path):
@@ -110,3 +134,45 @@ def test_a_config_that_fails_ends_it(tmp_path):
     lines = done.stderr.splitlines()
     assert lines[0].startswith("iterinf: config.refiners: unknown 'dea_y'")
     assert lines[-1] == "launch.table1: tests/tiny.py ended with status 1"
+
+
+def test_ablations_share_the_segmenter_of_the_config_that_they_change():
+    first, *others = (
+        read_segmenter_config(ROOT / "configs" / f"{name}.py")
+        for name in ("camvid_fcn8", "ablation_transposed", "ablation_image")
+    )
+    assert all(other == first for other in others)
+    assert first != read_segmenter_config(ROOT / "configs" / "released_2017.py")
+    assert '"seed": 0' in first
+
+
+def test_titles_of_configs_do_not_meet_in_one_table():
+    """But for plain networks, and for schedules of one experiment."""
+    titles = []
+    for path in sorted((ROOT / "configs").glob("[ar][be]*_*.py")):
+        config = runpy.run_path(str(path))["get_config"]()
+        assert config.segmenter.init_from == ""
+        titles += [
+            f"{config.segmenter.title} + {config.refiner[name].title}"
+            for name in config.refiners
+        ]
+    assert len(set(titles)) == len(titles) > 10
+    assert not {"FCN8 + DAE(y)", "FC-DenseNet103 + DAE(y)"} & set(titles)
+
+
+def test_a_finished_segmenter_is_taken_over_once(tmp_path):
+    source, target = tmp_path / "first", tmp_path / "second"
+    for name in ("segmenter/summary.json", "refiners/dae_y/x", "config.json"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    (source / "data.json").write_text("data")
+    copy_segmenter(source, target)
+    assert not target.exists()  # the first is not finished
+    (source / "results").mkdir()
+    copy_segmenter(source, target)
+    found = sorted(str(path.relative_to(target)) for path in target.rglob("*"))
+    expected = ["config.json", "data.json", "segmenter", "segmenter/summary.json"]
+    assert found == expected
+    (source / "config.json").write_text("another")
+    copy_segmenter(source, target)
+    assert (target / "config.json").read_text() == "config.json"

@@ -1,0 +1,17 @@
+"""FC-DenseNet103 and DAE(y) as in the code released in 2017.
+
+The DAE as in configs/released_2017.py; the segmenter normalises by the statistics of
+batches of 10, at test too, so that an image's labelling depends on its neighbours.
+"""
+
+from configs import base, released_2017
+
+
+def get_config():
+    """Changes the segmenter of released_2017."""
+    config = released_2017.get_config()
+    config.segmenter = base.create_fc_densenet()
+    config.segmenter.title += " of 2017"
+    config.segmenter.model.statistics = "batch"
+    config.evaluation.batch_size = 10
+    return config
