@@ -206,7 +206,6 @@ class Experiment:
                     variables,
                     batches,
                     self._count_steps(phase),
-                    jax.random.key(self.config.seed),
                 )
             write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
         statistics = unflatten_dict(read_arrays(path), sep="/")

@@ -16,11 +16,9 @@ def make_batches(rng, count):
 
 
 def test_they_are_the_mean_over_batches(rng):
-    segmenter = create_narrow(statistics="running", dropout=0.0)
+    segmenter = create_narrow(statistics="running")
     variables, batches = load_variables(), make_batches(rng, 4)
-    found = estimate_statistics(
-        segmenter, variables, iter(batches), 3, jax.random.key(0)
-    )
+    found = estimate_statistics(segmenter, variables, iter(batches), 3)
     mean, var = (found["first"][name] for name in ("mean", "var"))
     kernel, bias = (variables["params"]["first"][name] for name in ("kernel", "bias"))
     maps = [
@@ -43,11 +41,21 @@ def test_they_are_the_mean_over_batches(rng):
 def test_one_image_is_then_scored_as_in_a_batch(rng):
     segmenter = create_narrow(statistics="running")
     batches = make_batches(rng, 3)
-    statistics = estimate_statistics(
-        segmenter, load_variables(), iter(batches), 3, jax.random.key(0)
-    )
+    statistics = estimate_statistics(segmenter, load_variables(), iter(batches), 3)
     variables = load_variables() | {"statistics": statistics}
     apply = jax.jit(segmenter.apply)
     together, _ = apply(variables, batches[0].image)
     alone, _ = apply(variables, batches[0].image[1:])
     np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
+
+
+def test_those_of_one_batch_score_it_as_its_own(rng):
+    """However strong the dropout in training: it is off here as it is there."""
+    (batch,) = make_batches(rng, 1)
+    segmenter = create_narrow(statistics="running", dropout=0.5)
+    statistics = estimate_statistics(segmenter, load_variables(), iter([batch]), 1)
+    variables = load_variables() | {"statistics": statistics}
+    found, _ = jax.jit(segmenter.apply)(variables, batch.image)
+    own = create_narrow(statistics="batch", dropout=0.5)
+    expected, _ = jax.jit(own.apply)(load_variables(), batch.image)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
