@@ -61,6 +61,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
         return
     experiment.check_same_data()
     if mode != "report":
+        experiment.check_refiners()
         log_run(workdir, command)
         _ = experiment.segmenter_variables
         for stage in _list_refiner_stages(experiment, mode):

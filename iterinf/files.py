@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,16 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads an .npz, without pickle."""
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return dict(file)
+    """Reads an .npz, without pickle.
+
+    Raises:
+      ValueError: if it is none, or holds other objects than arrays.
+    """
+    with path.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise ValueError("it is no zip archive")
+        with np.load(stream, allow_pickle=False) as file:
+            return dict(file)
 
 
 def create_folder(folder: Path) -> None:

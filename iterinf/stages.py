@@ -144,6 +144,27 @@ class Experiment:
                     )
         write_json(path, found)
 
+    def check_refiners(self) -> None:
+        """Builds in shapes the refiners that are still to be trained.
+
+        Raises:
+          UserError: if one reads a feature that the segmenter does not give.
+        """
+        workdir, names = self.workdir, self.config.refiners
+        names = [n for n in names if not has_checkpoint(workdir / "refiners" / n)]
+        if not names:
+            return
+        key, batch = jax.random.key(0), stack_records([self.dataset.train[0]])
+        variables = jax.eval_shape(
+            functools.partial(self.segmenter.init, key),
+            to_unit_range(batch).image,
+            **batch.outputs,
+        )
+        for name in names:
+            training = self.config.refiner[name].training
+            candidate = self._make_candidate(variables, training)
+            jax.eval_shape(self.create_refiner(name).init, key, candidate)
+
     def create_refiner(self, name: str) -> nn.Module:
         """The network of a refiner of the config, not trained."""
         settings = self.config.refiner[name]

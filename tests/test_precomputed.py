@@ -144,3 +144,15 @@ def test_the_recipe_of_the_documentation(tmp_path, monkeypatch):
     x = torch.tensor(record.image / np.float32(255) - 0.5).permute(2, 0, 1)[None]
     expected = model(x).softmax(1).detach().numpy()[0].transpose(1, 2, 0)
     np.testing.assert_allclose(record.outputs["probabilities"], expected, atol=1e-3)
+
+
+def test_a_feature_that_no_file_holds_shows_before_anything_is_trained(
+    workdirs, tmp_path
+):
+    *_, config = workdirs
+    config = config.copy_and_resolve_references()
+    config.refiners = ("dae_ytrue", "dae_y")
+    config.refiner.dae_y.model.features = ("pool1",)
+    with pytest.raises(UserError, match="no feature 'pool1'; .* gives: input, pool2"):
+        run(config, tmp_path, "run", "test")
+    assert not (tmp_path / "refiners").exists()
