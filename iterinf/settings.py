@@ -63,7 +63,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: value >= 1, "1 or more"),
     ),
     **dict.fromkeys(
-        ("seed", "learning_rate", "weight_decay", "sigma", "jitter"),
+        ("seed", "learning_rate", "weight_decay", "sigma", "jitter", "stop"),
         (lambda value: value >= 0, "0 or more"),
     ),
     **dict.fromkeys(
