@@ -3,13 +3,14 @@
 What carried over best to unseen clips at half size (docs/results.md), at full size.
 """
 
-from configs import camvid_fcn8
+from configs import base, camvid_fcn8
 
 
 def get_config():
     """Changes h, and where training starts."""
     config = camvid_fcn8.get_config()
-    for refiner in config.refiner.values():
+    config.refiners = ("dae_ytrue", "dae_y")
+    for refiner in base.list_daes(config):
         refiner.title += " of all pools"
         refiner.model.update(
             features=("input", "pool1", "pool2", "pool3", "pool4"),

@@ -4,14 +4,14 @@ A copy of the trained segmenter goes on with the DAE, by Eq. 5 and by the cross-
 of y. Should gain no more than configs/camvid_fcn8.py, for more memory and time.
 """
 
-from configs import camvid_fcn8
+from configs import base, camvid_fcn8
 
 
 def get_config():
     """Changes what is trained, at the segmenter's learning rate."""
     config = camvid_fcn8.get_config()
     config.refiners = ("dae_y",)
-    for refiner in config.refiner.values():
+    for refiner in base.list_daes(config):
         refiner.title += " end to end"
         refiner.end_to_end = True
         refiner.objective.proposal_cross_entropy = 1.0

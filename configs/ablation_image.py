@@ -3,13 +3,14 @@
 Shows what pool4, which the segmenter has learned, gives beyond the image.
 """
 
-from configs import camvid_fcn8
+from configs import base, camvid_fcn8
 
 
 def get_config():
     """Changes h."""
     config = camvid_fcn8.get_config()
-    for refiner in config.refiner.values():
+    config.refiners = ("dae_ytrue", "dae_y")
+    for refiner in base.list_daes(config):
         refiner.title += " of the image"
         refiner.model.features = ("input",)
     return config

@@ -4,13 +4,14 @@ Should do worse than configs/camvid_fcn8.py: skip connections carry the noise of
 the last layers, which alone cannot remove it.
 """
 
-from configs import camvid_fcn8
+from configs import base, camvid_fcn8
 
 
 def get_config():
     """Changes the decoder of both DAEs."""
     config = camvid_fcn8.get_config()
-    for refiner in config.refiner.values():
+    config.refiners = ("dae_ytrue", "dae_y")
+    for refiner in base.list_daes(config):
         refiner.title += " transposed"
         refiner.model.update(decoder="transposed", skip_connections=True)
     return config

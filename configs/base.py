@@ -158,6 +158,127 @@ def create_fine_tuning(**changes) -> ConfigDict:
     return create_training(**{"crop_size": None, "num_epochs": 0} | changes)
 
 
+def create_objective(**changes) -> ConfigDict:
+    """Keys of what a refiner is trained on: here the cross-entropy of r(y)."""
+    return ConfigDict(
+        {
+            "start": "y",  # what is corrupted: "y" or "y_true" (Figure 1)
+            "sigma": 0.0,  # of the Gaussian noise
+            "constraint": "none",  # after noise: "none", "clip" or "softmax"
+            "squared_error": 0.0,  # weight of Eq. 5's first term
+            "cross_entropy": 1.0,  # weight of its second term
+            "proposal_cross_entropy": 0.0,  # of -log y_label, for end_to_end
+            "num_iterations": 1,  # reconstructions that the loss looks through
+        }
+        | changes
+    )
+
+
+def create_selection(**changes) -> ConfigDict:
+    """Keys of the choice on validation: here one reconstruction is all there is."""
+    return ConfigDict(
+        {
+            "parameters": {},  # values to try, by name, of numbers that r reads
+            "step_sizes": (1.0,),
+            "num_iterations": 1,
+            "stop": 0.0,  # mean ||y - r(y)|| at which an image stops; 0: none does
+            "count_stopped": True,  # in the mean IoU of iterations after that
+            "damped_step_sizes": (),  # of the control of one step; (): no controls
+        }
+        | changes
+    )
+
+
+def create_dense_crf() -> ConfigDict:
+    """Keys of a dense CRF, which is not trained: validation chooses its numbers."""
+    return ConfigDict(
+        {
+            "name": "dense_crf",
+            "title": "CRF",
+            "model": {
+                "spatial_width": 3.0,  # pixels
+                "spatial_weight": 3.0,
+                "bilateral_width": 80.0,  # pixels
+                "color_width": 13.0,  # of 255
+                "bilateral_weight": 10.0,
+                "exact": False,  # sums over all pairs of pixels
+            },
+            "selection": create_selection(
+                parameters={
+                    "spatial_width": (3.0,),
+                    "spatial_weight": (1.0, 3.0),
+                    "bilateral_width": (3.0, 80.0, 160.0),
+                    "color_width": (5.0, 13.0),
+                    "bilateral_weight": (1.0, 3.0, 10.0),
+                },
+                num_iterations=10,
+            ),
+        }
+    )
+
+
+def create_context_module() -> ConfigDict:
+    """Keys of a context module."""
+    training = create_training()
+    training.optimizer.update(learning_rate=1e-4)
+    return ConfigDict(
+        {
+            "name": "context_module",
+            "title": "context module",
+            "model": {
+                "inputs": "log_probabilities",  # or "probabilities"
+                "use_image": False,
+                "first_init": "identity",  # or "glorot"
+                "padding": "same",  # or "once"
+            },
+            "objective": create_objective(),
+            "end_to_end": False,
+            "training": training,
+            "fine_tuning": create_fine_tuning(),
+            "selection": create_selection(),
+        }
+    )
+
+
+def create_crf_rnn() -> ConfigDict:
+    """Keys of a CRF-RNN: 5 iterations in training, 10 at test."""
+    training = create_training(num_epochs=50, patience=10)
+    training.optimizer = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 1e-2,
+            "decay_per_epoch": 0.95,
+            "weight_decay": 0.0,
+            "options": {},
+        }
+    )
+    return ConfigDict(
+        {
+            "name": "crf_rnn",
+            "title": "CRF-RNN",
+            "model": {
+                "spatial_width": 3.0,  # pixels
+                "spatial_weight": 3.0,  # where training starts
+                "bilateral_width": 160.0,  # pixels
+                "color_width": 3.0,  # of 255
+                "bilateral_weight": 5.0,  # where training starts
+                "learn_widths": False,
+                "exact": False,
+            },
+            "objective": create_objective(num_iterations=5),
+            "end_to_end": False,
+            "training": training,
+            "fine_tuning": create_fine_tuning(),
+            "selection": create_selection(num_iterations=10),
+        }
+    )
+
+
+def list_daes(config: ConfigDict) -> list[ConfigDict]:
+    """The refiners of a config that are DAEs."""
+    return [refiner for refiner in config.refiner.values() if refiner.name == "dae"]
+
+
 def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
     """Keys of a conditional denoising autoencoder."""
     return ConfigDict(
@@ -175,25 +296,15 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "switch_noise": 0.0,  # on y, in passes that the switches come from
                 "feature_dropout": 0.0,  # probability of dropping an image's h
             },
-            "objective": {
-                "start": start,  # what is corrupted: "y" or "y_true" (Figure 1)
-                "sigma": sigma,  # of the Gaussian noise
-                "constraint": "none",  # after noise: "none", "clip" or "softmax"
-                "squared_error": 1.0,  # weight of Eq. 5's first term
-                "cross_entropy": 1.0,  # weight of its second term
-                "proposal_cross_entropy": 0.0,  # of -log y_label, for end_to_end
-            },
+            "objective": create_objective(start=start, sigma=sigma, squared_error=1.0),
             "end_to_end": False,  # trains a copy of the segmenter with it (4.5)
             "training": create_training(),
             "fine_tuning": create_fine_tuning(),
-            "selection": {  # on validation
-                "step_sizes": (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
-                "num_iterations": 50,
-                "stop": 0.0,  # mean ||y - r(y)|| at which an image stops; 0: none does
-                "count_stopped": True,  # in the mean IoU of iterations after that
-                # of the control that takes one step only
-                "damped_step_sizes": tuple(i / 10 for i in range(1, 11)),
-            },
+            "selection": create_selection(
+                step_sizes=(0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
+                num_iterations=50,
+                damped_step_sizes=tuple(i / 10 for i in range(1, 11)),
+            ),
         }
     )
 
@@ -210,9 +321,13 @@ def get_config() -> ConfigDict:
 
     config.segmenter = create_fcn8()
 
-    config.refiners = ("dae_ytrue", "dae_y")  # rows of the table, in this order
+    # Rows of the table, in this order.
+    config.refiners = ("dense_crf", "context_module", "crf_rnn", "dae_ytrue", "dae_y")
     config.refiner = ConfigDict(
         {
+            "dense_crf": create_dense_crf(),
+            "context_module": create_context_module(),
+            "crf_rnn": create_crf_rnn(),
             "dae_y": create_dae("DAE(y)", start="y", sigma=0.1),
             "dae_ytrue": create_dae("DAE(y_true)", start="y_true", sigma=0.5),
         }

@@ -3,7 +3,8 @@
 Against configs/camvid_fcn8.py: frames of 180x240, crops of 112, FCN-8 at a quarter of
 the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read the image
 and all pools up to pool4, start as the identity and keep an average of their
-parameters. docs/results.md says what else was tried.
+parameters. The context module and the CRF-RNN have 40 and 12 epochs. docs/results.md
+says what else was tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
   --config.dataset.options.path=PATH_OF_CAMVID
@@ -26,7 +27,7 @@ def get_config():
     )
     segmenter.training.update(crop_size=(112, 112), num_epochs=150, patience=15)
     segmenter.training.optimizer.update(learning_rate=1e-3, decay_per_epoch=0.97)
-    for refiner in config.refiner.values():
+    for refiner in base.list_daes(config):
         refiner.model.update(
             widths=(16, 32, 64, 128, 256),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
@@ -49,5 +50,13 @@ def get_config():
             "weight_decay": 1e-4,
             "options": {},
         }
+    context_module, crf_rnn = config.refiner.context_module, config.refiner.crf_rnn
+    for refiner, num_epochs in ((context_module, 40), (crf_rnn, 12)):
+        refiner.training.update(
+            crop_size=(112, 112),
+            num_epochs=num_epochs,
+            patience=10,
+            monitor="validation/mean_iou",
+        )
     config.evaluation.batch_size = 5
     return config

@@ -2,7 +2,7 @@
 
 Against configs/camvid_small.py: the segmenter alone. Against
 configs/camvid_fc_densenet103.py: frames of 180x240, crops of 112, 46 layers that add 8
-maps each, no fine-tuning on whole frames.
+maps each, running statistics at test, no fine-tuning on whole frames.
 
 python -m iterinf.main --config=configs/camvid_small_densenet.py \
   --workdir=runs/camvid_small_densenet --config.dataset.options.path=PATH_OF_CAMVID
@@ -18,7 +18,11 @@ def get_config():
     segmenter = config.segmenter
     segmenter.title = "FC-DenseNet"
     segmenter.model.update(
-        blocks=(2, 2, 3, 4, 4), bottleneck=4, growth_rate=8, first_channels=16
+        blocks=(2, 2, 3, 4, 4),
+        bottleneck=4,
+        growth_rate=8,
+        first_channels=16,
+        statistics="running",
     )
     segmenter.training.update(
         batch_size=10, crop_size=(112, 112), num_epochs=80, patience=15

@@ -16,6 +16,6 @@ def get_config():
     config = base.get_config()
     config.dataset = {"name": "camvid", "options": base.create_camvid()}
     config.segmenter = base.create_precomputed()
-    for refiner in config.refiner.values():
+    for refiner in base.list_daes(config):
         refiner.model.features = ("input",)
     return config

@@ -3,8 +3,8 @@
 Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the width with
 'same' padding, five-level DAEs that read the image and all pools up to pool4 (section
 2.2: "either the input x or some features h"), have skip connections and a linear
-decoder and start as the identity, and at most 20 iterations. Numbers and seeds:
-docs/results.md.
+decoder and start as the identity, and at most 20 iterations; no CRF-RNN. Numbers and
+seeds: docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -27,7 +27,7 @@ def get_config():
         crop_size=(64, 64), num_epochs=100, patience=5, ema_decay=0.97
     )
     segmenter.training.optimizer.update(learning_rate=2e-3, decay_per_epoch=0.93)
-    for refiner in config.refiner.values():
+    for refiner in base.list_daes(config):
         refiner.model.update(
             widths=(16, 32, 64, 96, 128),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
@@ -44,5 +44,9 @@ def get_config():
             "weight_decay": 1e-4,
             "options": {},
         }
+    config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_y")
+    config.refiner.context_module.training.update(
+        crop_size=(64, 64), num_epochs=20, patience=6
+    )
     config.evaluation.batch_size = 10
     return config

@@ -13,6 +13,7 @@ from iterinf.checkpoints import has_checkpoint
 from iterinf.data import Dataset
 from iterinf.errors import UserError
 from iterinf.files import read_arrays, read_lines
+from iterinf.objectives import replace_numbers
 from iterinf.prediction import refine_labels, segment
 from iterinf.protocol import choose, evaluate, evaluate_segmenter
 from iterinf.provenance import describe_runs, log_run
@@ -141,13 +142,15 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
     folder = experiment.workdir / "refiners" / name
     settings = experiment.config.refiner[name]
     selection = json.loads((folder / "selection.json").read_text())
+    damped = selection.get("damped")
     return RefinerResult(
         name=name,
         title=f"{experiment.config.segmenter.title} + {settings.title}",
         step_size=selection["refined"]["step_size"],
         num_iterations=selection["refined"]["num_iterations"],
-        damped_step_size=selection["damped"]["step_size"],
-        end_to_end=settings.end_to_end,
+        parameters=selection["refined"]["parameters"],
+        damped_step_size=damped and damped["step_size"],
+        end_to_end="end_to_end" in settings and settings.end_to_end,
         folder=folder,
     )
 
@@ -163,7 +166,7 @@ def _predict_test(
         refined = refine_labels(
             experiment.segmenter,
             experiment.create_refiner(refiner.name),
-            experiment.train_refiner(refiner.name),
+            replace_numbers(experiment.train_refiner(refiner.name), refiner.parameters),
             batch,
             step_size=jnp.asarray(refiner.step_size),
             num_iterations=refiner.num_iterations,
@@ -186,12 +189,14 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
     described = {config.segmenter.title: f"{trained}; mean IoU {', '.join(scores)}"}
     for name in config.refiners:
         settings, folder = config.refiner[name], workdir / "refiners" / name
-        seconds = json.loads((folder / "selection.json").read_text())["seconds"]
-        seconds += float(read_arrays(folder / "test.npz")["seconds"])
-        described[settings.title] = (
-            f"{_describe_epochs(folder, settings)}; sweep and test {seconds / 60:.1f} "
-            "minutes"
-        )
+        selection = json.loads((folder / "selection.json").read_text())
+        seconds = selection["seconds"] + read_arrays(folder / "test.npz")["seconds"]
+        parts = [
+            _describe_epochs(folder, settings),
+            *(f"{k} {v:g}" for k, v in selection["refined"]["parameters"].items()),
+            f"sweep and test {seconds / 60:.1f} minutes",
+        ]
+        described[settings.title] = "; ".join(parts)
     return described
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -58,6 +58,25 @@ def combine(params: Params, frozen: Networks) -> Networks:
     return {name: frozen.get(name, {}) | trained.get(name, {}) for name in names}
 
 
+def replace_numbers(networks: Networks, values: Mapping[str, float]) -> Networks:
+    """Gives parameters of the refiner that are single numbers other values.
+
+    Raises:
+      UserError: if the refiner has no such parameter.
+    """
+    variables = networks["refiner"]
+    params = variables.get("params", {})
+    known = [name for name, value in params.items() if jnp.shape(value) == ()]
+    for name in values:
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise UserError(
+                f"selection.parameters names {name!r}; this refiner's numbers: {listed}"
+            )
+    numbers = {name: jnp.float32(value) for name, value in values.items()}
+    return networks | {"refiner": variables | {"params": params | numbers}}
+
+
 def make_segmenter_loss(
     segmenter: nn.Module, class_weights: Float[np.ndarray, " k"] | None = None
 ) -> LossFunction:
@@ -84,6 +103,7 @@ def make_refiner_loss(
     squared_error: float = 1.0,
     cross_entropy: float = 1.0,
     proposal_cross_entropy: float = 0.0,
+    num_iterations: int = 1,
 ) -> LossFunction:
     """Eq. 5 at a corrupted labelling; see `combine` for what is trained.
 
@@ -98,6 +118,8 @@ def make_refiner_loss(
       cross_entropy: weight of its second term.
       proposal_cross_entropy: weight of -log y_label, which keeps y a labelling where
         the segmenter is trained with the refiner, end to end.
+      num_iterations: reconstructions, one of the other, that the loss looks through:
+        1 for a DAE; 5 train a CRF-RNN.
 
     Raises:
       UserError: unknown start.
@@ -114,9 +136,11 @@ def make_refiner_loss(
             truth = encode_labels(batch.label, candidate.y.shape[-1])
             candidate = candidate._replace(y=truth)
         noisy = corrupt(noise_key, candidate.y, sigma=sigma, constraint=constraint)
-        reconstruction = refiner.apply(
+        reconstruction = _reconstruct(
+            refiner,
             networks["refiner"],
             candidate._replace(y=noisy),
+            num_iterations,
             train=True,
             rngs={"dropout": dropout_key},
         )
@@ -139,15 +163,34 @@ def make_refiner_loss(
     return compute_loss
 
 
-def make_reconstruction(segmenter: nn.Module, refiner: nn.Module) -> Predict:
-    """One reconstruction of the segmenter's proposal, without noise."""
+def make_reconstruction(
+    segmenter: nn.Module, refiner: nn.Module, num_iterations: int = 1
+) -> Predict:
+    """Reconstructs the segmenter's proposal, without noise, as often as in training."""
 
     def predict(params, frozen, batch):
         networks = combine(params, frozen)
         candidate = propose(segmenter, networks["segmenter"], batch)
-        return refiner.apply(networks["refiner"], candidate)
+        return _reconstruct(refiner, networks["refiner"], candidate, num_iterations)
 
     return predict
+
+
+def _reconstruct(
+    refiner: nn.Module,
+    variables: Variables,
+    candidate: Candidate,
+    num_iterations: int,
+    **options: Any,
+) -> Float[Array, "b h w k"]:
+    """Applies y <- r(y, condition) several times; options are those of `condition`."""
+    condition = refiner.apply(variables, candidate, method=refiner.condition, **options)
+
+    def reconstruct(y, _):
+        y = refiner.apply(variables, y, condition, method=refiner.reconstruct)
+        return y, None
+
+    return jax.lax.scan(reconstruct, candidate.y, length=num_iterations)[0]
 
 
 def make_validation(

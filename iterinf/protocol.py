@@ -1,56 +1,118 @@
 """Validation chooses, test follows: what is done with a refiner once it is trained."""
 
-import functools
 import json
 import time
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from iterinf.data import Split
 from iterinf.evaluation import compute_mean_iou
-from iterinf.files import read_arrays, write_arrays, write_json
+from iterinf.files import (
+    append_line,
+    create_folder,
+    read_arrays,
+    read_lines,
+    write_arrays,
+    write_json,
+)
+from iterinf.objectives import replace_numbers
 from iterinf.prediction import count_predictions
 from iterinf.selection import Counts, Selection, count_refinements, select
 from iterinf.stages import Experiment
 
 
-def choose(experiment: Experiment, name: str) -> Selection:
-    """Chooses step size and iterations of a refiner on validation.
+class Sweep(NamedTuple):
+    """Mean IoU on validation, a fraction, for some values of a refiner's numbers."""
 
-    Writes curve.npz and selection.json; where the latter is there, reads it.
+    parameters: dict[str, float]
+    initial_mean_iou: float  # of the segmenter's y
+    mean_iou: list[list[float]]  # [step size, iteration], after 1.. iterations
+    seconds: float
+
+
+def choose(experiment: Experiment, name: str) -> Selection:
+    """Chooses step size, iterations and parameters of a refiner on validation.
+
+    Writes curve.npz and selection.json; where the latter is there, reads it. A line of
+    sweep.jsonl keeps what some values of the parameters led to, so that it goes on.
     """
     folder = experiment.workdir / "refiners" / name
     if (folder / "selection.json").exists():
-        content = json.loads((folder / "selection.json").read_text())
-        return Selection(**content["refined"])
+        chosen = json.loads((folder / "selection.json").read_text())["refined"]
+        return Selection(**chosen)
     grid = experiment.config.refiner[name].selection
     experiment.train_refiner(name)
+    sweeps = _sweep_parameters(experiment, name)
+    selections = [
+        select(np.asarray(sweep.mean_iou), grid.step_sizes) for sweep in sweeps
+    ]
+    best = max(range(len(sweeps)), key=lambda i: selections[i].mean_iou)
+    sweep = sweeps[best]
+    selection = selections[best]._replace(parameters=sweep.parameters)
+    content: dict[str, Any] = {"refined": selection._asdict()}
     started = time.monotonic()
-    count = functools.partial(_count, experiment, name, experiment.dataset.validation)
-    counts = count(
-        grid.step_sizes, grid.num_iterations, "sweep", count_stopped=grid.count_stopped
-    )
-    curve = compute_mean_iou(counts.refined.sum(axis=0))
-    initial = float(compute_mean_iou(counts.initial.sum(axis=0)))
-    damped = count(grid.damped_step_sizes, 1, "damped steps")
-    damped_curve = compute_mean_iou(damped.refined.sum(axis=0))
-    selection = select(curve, grid.step_sizes)
+    if grid.damped_step_sizes:
+        counts = _count(
+            experiment,
+            name,
+            experiment.dataset.validation,
+            grid.damped_step_sizes,
+            1,
+            "damped steps",
+            selection.parameters,
+        )
+        damped = compute_mean_iou(counts.refined.sum(axis=0))
+        content["damped"] = select(damped, grid.damped_step_sizes)._asdict()
+    content["initial_mean_iou"] = sweep.initial_mean_iou
+    seconds = time.monotonic() - started + sum(sweep.seconds for sweep in sweeps)
+    content["seconds"] = round(seconds, 1)
     write_arrays(
         folder / "curve.npz",
-        mean_iou=curve,  # [step size, iteration], after 1.. iterations
-        initial_mean_iou=np.asarray(initial),
+        mean_iou=np.asarray(sweep.mean_iou),
+        initial_mean_iou=np.asarray(sweep.initial_mean_iou),
         step_sizes=np.asarray(grid.step_sizes),
     )
-    write_json(
-        folder / "selection.json",
-        {
-            "refined": selection._asdict(),
-            "damped": select(damped_curve, grid.damped_step_sizes)._asdict(),
-            "initial_mean_iou": initial,
-            "seconds": round(time.monotonic() - started, 1),
-        },
-    )
+    write_json(folder / "selection.json", content)
     return selection
+
+
+def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
+    """One sweep for all values of the parameters: a product over their names."""
+    folder = experiment.workdir / "refiners" / name
+    create_folder(folder)
+    path = folder / "sweep.jsonl"
+    grid = experiment.config.refiner[name].selection
+    tried = [
+        dict(zip(grid.parameters, values, strict=True))
+        for values in product(*grid.parameters.values())
+    ]
+    done = [Sweep(**json.loads(line)) for line in read_lines(path)]
+    sweeps = [sweep for sweep in done if sweep.parameters in tried]
+    for i, parameters in enumerate(tried):
+        if parameters in [sweep.parameters for sweep in sweeps]:
+            continue
+        started = time.monotonic()
+        counts = _count(
+            experiment,
+            name,
+            experiment.dataset.validation,
+            grid.step_sizes,
+            grid.num_iterations,
+            "sweep" if len(tried) == 1 else f"sweep {i + 1} of {len(tried)}",
+            parameters,
+            count_stopped=grid.count_stopped,
+        )
+        sweep = Sweep(
+            parameters,
+            float(compute_mean_iou(counts.initial.sum(axis=0))),
+            compute_mean_iou(counts.refined.sum(axis=0)).tolist(),
+            time.monotonic() - started,
+        )
+        append_line(path, json.dumps(sweep._asdict()))
+        sweeps.append(sweep)
+    return sweeps
 
 
 def evaluate_segmenter(experiment: Experiment) -> None:
@@ -72,23 +134,39 @@ def evaluate(experiment: Experiment, name: str) -> None:
     """Runs the test split once a choice, which is on disk by now; writes test.npz."""
     path = experiment.workdir / "refiners" / name / "test.npz"
     selection = choose(experiment, name)
-    damped = json.loads(path.with_name("selection.json").read_text())["damped"]
-    choice = np.array([*selection[:2], damped["step_size"]])
+    content = json.loads(path.with_name("selection.json").read_text())
+    damped = content.get("damped")  # missing: there are no controls
+    choice = [*selection[:2], *selection.parameters.values()]
+    choice += [damped["step_size"]] if damped else []
     if path.exists() and np.array_equal(read_arrays(path)["choice"], choice):
         return
     experiment.train_refiner(name)
     started = time.monotonic()
-    count = functools.partial(_count, experiment, name, experiment.dataset.test)
+
+    def count(step_sizes, num_iterations, title):
+        return _count(
+            experiment,
+            name,
+            experiment.dataset.test,
+            step_sizes,
+            num_iterations,
+            title,
+            selection.parameters,
+        )
+
     num_iterations = experiment.config.refiner[name].selection.num_iterations
     counts = count((selection.step_size,), num_iterations, "test")
-    controls = count((1.0, damped["step_size"]), 1, "controls")
+    controls = {}
+    if damped:
+        refined = count((1.0, damped["step_size"]), 1, "controls").refined
+        controls = {"one_reconstruction": refined[:, 0, 0]}
+        controls["damped_step"] = refined[:, 1, 0]
     write_arrays(
         path,
-        choice=choice,  # step size, iterations, step size of the damped control
+        choice=np.asarray(choice),  # step size, iterations, parameters, damped step
         initial=counts.initial,  # of its own segmenter, where it has one
         refined=counts.refined[:, 0, selection.num_iterations - 1],
-        one_reconstruction=controls.refined[:, 0, 0],
-        damped_step=controls.refined[:, 1, 0],
+        **controls,
         mean_iou=compute_mean_iou(counts.refined[:, 0].sum(axis=0)),
         seconds=np.asarray(round(time.monotonic() - started, 1)),
     )
@@ -101,6 +179,7 @@ def _count(
     step_sizes: tuple[float, ...],
     num_iterations: int,
     title: str,
+    parameters: dict[str, float],
     *,
     count_stopped: bool = True,
 ) -> Counts:
@@ -108,7 +187,7 @@ def _count(
     return count_refinements(
         experiment.segmenter,
         experiment.create_refiner(name),
-        experiment.train_refiner(name),
+        replace_numbers(experiment.train_refiner(name), parameters),
         split.stack(),
         step_sizes=step_sizes,
         num_iterations=num_iterations,

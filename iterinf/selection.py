@@ -33,6 +33,7 @@ class Selection(NamedTuple):
     step_size: float
     num_iterations: int
     mean_iou: float  # there, a fraction
+    parameters: dict[str, float] = {}  # chosen with them, by name
 
 
 def select(

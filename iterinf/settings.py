@@ -70,8 +70,17 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("ema_decay", "dropout", "feature_dropout"),
         (lambda value: 0 <= value < 1, "0 up to below 1"),
     ),
+    "step_sizes": (_are_positive, "numbers above 0"),
+    "damped_step_sizes": (
+        lambda value: not value or _are_positive(value),
+        "numbers above 0, or none",
+    ),
     **dict.fromkeys(
-        ("step_sizes", "damped_step_sizes"), (_are_positive, "numbers above 0")
+        ("spatial_width", "bilateral_width", "color_width"),
+        (
+            lambda value: _are_positive(value if isinstance(value, list) else [value]),
+            "above 0",
+        ),
     ),
     "flip_probability": (lambda value: 0 <= value <= 1, "0 to 1"),
 }
@@ -167,7 +176,7 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
       UserError: the first key in which they differ.
     """
     path = workdir / "config.json"
-    if path.exists() and has_checkpoint(workdir):
+    if path.exists() and has_results(workdir):
         before, now = flatten(json.loads(path.read_text())), flatten(settings)
         unbound = [*_UNBOUND, *_list_unbound(workdir, settings["refiner"])]
         prefixes = tuple(f"{prefix}." for prefix in unbound)
@@ -190,9 +199,19 @@ def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[s
         folder = workdir / "refiners" / name
         yield f"refiner.{name}.title"
         if not (folder / "selection.json").exists():
-            yield f"refiner.{name}.selection"
-            if not has_checkpoint(folder):
-                yield f"refiner.{name}"
+            yield f"refiner.{name}.selection.parameters"
+            if not (folder / "sweep.jsonl").exists():
+                yield f"refiner.{name}.selection"
+        if not has_results(folder):
+            yield f"refiner.{name}"
+
+
+def has_results(folder: pathlib.Path) -> bool:
+    """Whether anything has been trained, chosen or measured under a folder."""
+    files = ("summary.json", "sweep.jsonl", "selection.json", "test.npz")
+    return has_checkpoint(folder) or any(
+        True for name in files for _ in folder.rglob(name)
+    )
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

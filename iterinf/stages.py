@@ -41,6 +41,7 @@ from iterinf.objectives import (
     make_segmenter_loss,
     make_validation,
     propose,
+    replace_numbers,
     to_unit_range,
 )
 from iterinf.refiners import create_refiner
@@ -48,6 +49,7 @@ from iterinf.segmenters import create_segmenter
 from iterinf.settings import (
     check_crops,
     check_settings,
+    has_results,
     keep_settings,
     list_trained,
 )
@@ -111,10 +113,9 @@ class Experiment:
             self._create_optimizer(settings.training)
             self._create_optimizer(settings.fine_tuning)
         for name in self.config.refiners:
-            settings = self.config.refiner[name]
-            make_refiner_loss(
-                self.segmenter, self.create_refiner(name), **settings.objective
-            )
+            refiner, settings = self.create_refiner(name), self.config.refiner[name]
+            if "training" in settings:
+                make_refiner_loss(self.segmenter, refiner, **settings.objective)
 
     def check_data(self) -> None:
         """Reads every record; crops must lie inside every training image.
@@ -134,7 +135,7 @@ class Experiment:
           UserError: if they differ in classes, names, or the first record of a split.
         """
         path, found = self.workdir / "data.json", describe_dataset(self.dataset)
-        if path.exists() and has_checkpoint(self.workdir):
+        if path.exists() and has_results(self.workdir):
             kept = json.loads(path.read_text())
             for name in found:
                 if found[name] != kept[name]:
@@ -148,7 +149,8 @@ class Experiment:
         """Builds in shapes the refiners that are still to be trained.
 
         Raises:
-          UserError: if one reads a feature that the segmenter does not give.
+          UserError: if one reads a feature that the segmenter does not give, or lacks a
+            parameter that validation is to choose.
         """
         workdir, names = self.workdir, self.config.refiners
         names = [n for n in names if not has_checkpoint(workdir / "refiners" / n)]
@@ -161,9 +163,11 @@ class Experiment:
             **batch.outputs,
         )
         for name in names:
-            training = self.config.refiner[name].training
-            candidate = self._make_candidate(variables, training)
-            jax.eval_shape(self.create_refiner(name).init, key, candidate)
+            settings = self.config.refiner[name]
+            candidate = self._make_candidate(variables, settings)
+            shapes = jax.eval_shape(self.create_refiner(name).init, key, candidate)
+            values = dict.fromkeys(settings.selection.parameters, 0.0)
+            replace_numbers({"refiner": shapes}, values)
 
     def create_refiner(self, name: str) -> nn.Module:
         """The network of a refiner of the config, not trained."""
@@ -179,7 +183,7 @@ class Experiment:
     @functools.cached_property
     def segmenter_variables(self) -> Variables:
         """The segmenter's best variables; trained if they are not there yet."""
-        if not has_checkpoint(self.workdir):
+        if not has_results(self.workdir):
             self.check_data()
         trained = "training" in self.config.segmenter
         variables = {"params": self._train_segmenter()} if trained else {}
@@ -263,19 +267,22 @@ class Experiment:
     def _train_refiner(self, name: str, frozen: Networks) -> Params:
         settings = self.config.refiner[name]
         refiner = self.create_refiner(name)
-        weights = {
-            "squared_error": settings.objective.squared_error,
-            "cross_entropy": settings.objective.cross_entropy,
-        }
-        candidate = self._make_candidate(frozen["segmenter"], settings.training)
+        candidate = self._make_candidate(frozen["segmenter"], settings)
         params = {"refiner": self._initialise(refiner, candidate)}
+        if "training" not in settings:
+            return params
         if settings.end_to_end:
             params["segmenter"] = frozen["segmenter"]["params"]
+        objective = settings.objective
+        weights = {
+            "squared_error": objective.squared_error,
+            "cross_entropy": objective.cross_entropy,
+        }
         return self._fit(
             params,
-            make_refiner_loss(self.segmenter, refiner, **settings.objective),
+            make_refiner_loss(self.segmenter, refiner, **objective),
             self._make_validation(
-                make_reconstruction(self.segmenter, refiner),
+                make_reconstruction(self.segmenter, refiner, objective.num_iterations),
                 functools.partial(compute_reconstruction_loss, **weights),
                 frozen=frozen,
             ),
@@ -284,11 +291,12 @@ class Experiment:
             frozen=frozen,
         )
 
-    def _make_candidate(self, variables: Variables, training: ConfigDict) -> Candidate:
-        """Zeros in the shapes of a proposal for one training image."""
+    def _make_candidate(self, variables: Variables, settings: ConfigDict) -> Candidate:
+        """Zeros in the shapes of a proposal for an image as this refiner trains on."""
         record = self.dataset.train[0]
-        if training.crop_size:
-            record = crop_randomly(record, np.random.default_rng(0), training.crop_size)
+        size = settings.training.crop_size if "training" in settings else None
+        if size:
+            record = crop_randomly(record, np.random.default_rng(0), size)
         shapes = jax.eval_shape(
             functools.partial(propose, self.segmenter),
             variables,

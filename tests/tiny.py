@@ -11,7 +11,8 @@ def get_config():
     )
     config.segmenter.model.update(width=1 / 32, padding="same")
     config.segmenter.training.update(batch_size=4, crop_size=(32, 32), num_epochs=2)
-    for refiner in config.refiner.values():
+    config.refiners = ("dae_ytrue", "dae_y")
+    for refiner in base.list_daes(config):
         refiner.model.update(widths=(4, 6, 8), features=("pool2",))
         refiner.selection.update(
             step_sizes=(0.1, 1.0), num_iterations=3, damped_step_sizes=(0.5, 1.0)
@@ -19,5 +20,20 @@ def get_config():
         refiner.training.update(
             batch_size=4, crop_size=(32, 32), num_epochs=2, ema_decay=0.5
         )
+    for name in ("context_module", "crf_rnn"):
+        config.refiner[name].training.update(
+            batch_size=4, crop_size=(32, 32), num_epochs=2
+        )
+    config.refiner.crf_rnn.selection.num_iterations = 3
+    config.refiner.dense_crf.selection.update(
+        num_iterations=3,
+        parameters={
+            "spatial_width": (3.0,),
+            "spatial_weight": (1.0,),
+            "bilateral_width": (3.0, 20.0),
+            "color_width": (13.0,),
+            "bilateral_weight": (1.0, 3.0),
+        },
+    )
     config.evaluation.update(batch_size=2, num_resamples=50)
     return config

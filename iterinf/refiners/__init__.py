@@ -5,9 +5,17 @@ from typing import Any
 import flax.linen as nn
 
 from iterinf.errors import UserError
+from iterinf.refiners.context_module import ContextModule
+from iterinf.refiners.crf_rnn import CRFRNN
 from iterinf.refiners.dae import DAE
+from iterinf.refiners.dense_crf import DenseCRF
 
-REFINERS: dict[str, type[nn.Module]] = {"dae": DAE}
+REFINERS: dict[str, type[nn.Module]] = {
+    "context_module": ContextModule,
+    "crf_rnn": CRFRNN,
+    "dae": DAE,
+    "dense_crf": DenseCRF,
+}
 
 
 def create_refiner(name: str, *, num_classes: int, **options: Any) -> nn.Module:

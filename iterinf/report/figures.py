@@ -5,6 +5,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -23,6 +24,7 @@ UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
 # Green and red also differ in lightness, for those who do not tell them apart.
 _MENDED_COLOR = (90, 230, 120)
 _SPOILED_COLOR = (210, 30, 40)
+_OTHER_COLORS = ("tab:red", "tab:orange", "tab:brown", "tab:pink")
 _GRID_CELLS = 48  # cells along the longer side, where regions of change are sought
 
 Box = tuple[int, int, int, int]  # top, left, height, width; pixels
@@ -36,6 +38,9 @@ def plot_iterations(
     test_mean_iou: Float[np.ndarray, " p"] | None,
     *,
     title: str,
+    others: Mapping[
+        str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
+    ] = MappingProxyType({}),
 ) -> Figure:
     """Draws mean IoU against iterations (the paper's Figure 4).
 
@@ -51,6 +56,7 @@ def plot_iterations(
       selected_num_iterations: 1..t.
       test_mean_iou: fractions at the chosen step size; None leaves that panel out.
       title: of the figure.
+      others: dashed curves to compare with, of validation and test, by title.
     """
     num_panels = 1 if test_mean_iou is None else 2
     figure = Figure(figsize=(1.2 + 4.6 * num_panels, 4.4), layout="constrained")
@@ -67,6 +73,10 @@ def plot_iterations(
             chosen=chosen,
             label=f"{step_size:g}" + (" (chosen)" if chosen else ""),
         )
+    for (name, curves), color in zip(others.items(), _OTHER_COLORS, strict=False):
+        for axis, curve in zip(axes, curves, strict=False):
+            style = {"linestyle": "--", "linewidth": 1.8, "zorder": 3}
+            axis.plot(100 * curve, color=color, label=name, **style)
     _cut_below(axes[0], 100 * validation_mean_iou)
     _finish_panel(
         axes[0],

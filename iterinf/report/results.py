@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from iterinf.data.dataset import Dataset
 from iterinf.evaluation import (
@@ -41,7 +41,8 @@ class RefinerResult(NamedTuple):
     title: str  # as in the table, e.g. FCN8 + DAE(y)
     step_size: float
     num_iterations: int
-    damped_step_size: float
+    parameters: dict[str, float]  # chosen on validation, by name
+    damped_step_size: float | None  # None: there are no controls
     end_to_end: bool  # whether it has a segmenter of its own
     folder: pathlib.Path  # holds curve.npz, test.npz
 
@@ -57,13 +58,13 @@ def make_rows(
     rows = [make_row(title, plain, plain, blocks)]
     for refiner in refiners:
         test = read_arrays(refiner.folder / "test.npz")
-        settings: dict[str, tuple[float | None, int]] = {
-            "one_reconstruction": (1.0, 1),
-            "damped_step": (refiner.damped_step_size, 1),
-            "refined": (refiner.step_size, refiner.num_iterations),
-        }
+        settings: dict[str, tuple[float | None, int]] = {}
         if refiner.end_to_end:
-            settings = {"initial": (None, 0)} | settings
+            settings["initial"] = (None, 0)
+        if refiner.damped_step_size is not None:
+            settings["one_reconstruction"] = (1.0, 1)
+            settings["damped_step"] = (refiner.damped_step_size, 1)
+        settings["refined"] = (refiner.step_size, refiner.num_iterations)
         for key, (step_size, num_iterations) in settings.items():
             rows.append(
                 make_row(
@@ -88,7 +89,8 @@ def compare_to_controls(
     """Says of each refiner whether it gains, and whether iterating beats both controls.
 
     It does where the paired interval of each difference lies above zero. A refiner
-    that gains nothing can beat its controls by standing still; there they are left out.
+    that gains nothing can beat its controls by standing still; there they are left out,
+    as they are where it has none.
     """
     sentences = []
     for refiner in refiners:
@@ -100,8 +102,9 @@ def compare_to_controls(
             num_resamples=num_resamples,
         )
         gain = compare(plain)
-        if gain.low <= 0:
-            verdict = "does not clearly gain on the plain network"
+        if gain.low <= 0 or refiner.damped_step_size is None:
+            verdict = "gains" if gain.low > 0 else "does not clearly gain"
+            verdict += " on the plain network"
             listed = f"{_format_interval(gain)} points"
         else:
             gains = {
@@ -147,20 +150,7 @@ def write_results(
       provenance: printed under them.
     """
     write_table(rows, dataset.classes, directory, notes, provenance)
-    for refiner in refiners:
-        curve = read_arrays(refiner.folder / "curve.npz")
-        test = read_arrays(refiner.folder / "test.npz")
-        start = compute_mean_iou(test["initial"].sum(axis=0))
-        initial = np.full((len(curve["step_sizes"]), 1), curve["initial_mean_iou"])
-        figure = plot_iterations(
-            np.concatenate([initial, curve["mean_iou"]], axis=1),
-            curve["step_sizes"].tolist(),
-            refiner.step_size,
-            refiner.num_iterations,
-            np.concatenate([[start], test["mean_iou"]]),
-            title=refiner.title,
-        )
-        save_figure(figure, directory / "figures" / f"figure4_{refiner.name}.png")
+    _plot_curves(refiners, directory / "figures")
     batch = dataset.test.stack(shown)
     figure = plot_segmentations(
         np.asarray(batch.image),
@@ -173,6 +163,47 @@ def write_results(
     print(format_console_table(rows, dataset.classes))
     print("", *notes, "", sep="\n")
     print(f"Table and figures: {directory}")
+
+
+def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> None:
+    """Draws Figure 4 of every refiner that iterates, in a DAE's those without controls.
+
+    The paper's Figure 4 sets the CRF beside the DAE in this way.
+    """
+    iterating = [refiner for refiner in refiners if _read_curves(refiner)[2].size > 2]
+    for refiner in iterating:
+        step_sizes, validation, test = _read_curves(refiner)
+        others = {}
+        for other in iterating:
+            if other.damped_step_size is None and refiner.damped_step_size is not None:
+                sizes, curves, test_curve = _read_curves(other)
+                others[other.title] = (curves[sizes.index(other.step_size)], test_curve)
+        figure = plot_iterations(
+            validation,
+            step_sizes,
+            refiner.step_size,
+            refiner.num_iterations,
+            test,
+            title=refiner.title,
+            others=others,
+        )
+        save_figure(figure, directory / f"figure4_{refiner.name}.png")
+
+
+def _read_curves(
+    refiner: RefinerResult,
+) -> tuple[list[float], Float[np.ndarray, "s p"], Float[np.ndarray, " p"]]:
+    """Step sizes, and mean IoU after 0..t iterations, on validation and on test."""
+    curve = read_arrays(refiner.folder / "curve.npz")
+    test = read_arrays(refiner.folder / "test.npz")
+    step_sizes = curve["step_sizes"].tolist()
+    initial = np.full((len(step_sizes), 1), curve["initial_mean_iou"])
+    start = compute_mean_iou(test["initial"].sum(axis=0))
+    return (
+        step_sizes,
+        np.concatenate([initial, curve["mean_iou"]], axis=1),
+        np.concatenate([[start], test["mean_iou"]]),
+    )
 
 
 def choose_pictures(

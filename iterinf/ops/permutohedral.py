@@ -1,0 +1,442 @@
+"""High-dimensional Gaussian filtering on the permutohedral lattice."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+_LANES = 4  # entries of one vertex that the splat sums before it scatters
+_CHUNK = 1 << 14  # vertices whose neighbours are looked up at a time
+_SMALLEST = 1 << 12  # vertices: fewer are not worth a program of their own
+_SHARES = (64, 32, 16, 8, 4, 2, 1)
+
+
+class Lattice(NamedTuple):
+    """The lattice vertices round n points in d dimensions, v = d + 1 round each.
+
+    Each vertex has a remainder 0..d; a point lies among one of each. Arrays have room
+    for the most vertices there can be, m = n v; no capacity can be exceeded.
+    """
+
+    weights: Float[Array, "v n"]  # barycentric, by remainder; sum to one over v
+    vertices: Int[Array, "v n"]  # numbers of the vertices round each point
+    neighbors: Int[Array, "v 2 m"]  # of each vertex along v directions; m: none
+    lane_points: Int[Array, "lanes m"]  # entries by vertex, up to 4 in a group
+    lane_weights: Float[Array, "lanes m"]  # of them; 0: no entry
+    group_vertices: Int[Array, " m"]  # whose entries each group holds; m: no group
+    num_vertices: Int[Array, ""]  # in use
+
+
+def build_lattice(features: Float[Array, "n d"]) -> Lattice:
+    """Finds the vertices round every point, and their neighbours.
+
+    Exact for any number of vertices: they are told apart by sorting, not by a table of
+    limited size.
+
+    Args:
+      features: of n >= 1 points in d >= 1 dimensions, in standard deviations of the
+        Gaussian. Gradients reach `weights`; in a simplex these are linear.
+
+    Returns:
+      The lattice. Its weights are nan if a feature is not finite, or if the bounding
+      box has more than 2^64 cells.
+
+    Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the
+      Permutohedral Lattice", sections 3.1 and 3.2.
+    """
+    cells, rank, weights = _locate(features)
+    codes, offsets, num_bits = _encode(cells, rank)
+    finite = jnp.all(jnp.isfinite(features)) & (num_bits <= 64)
+    weights = jnp.where(finite, weights, jnp.nan)
+    order = _sort_codes(codes, num_bits)
+    codes = codes.at_order(order)
+    is_first = codes.differ_from_previous()
+    number = jnp.cumsum(is_first.reshape(-1)).reshape(order.shape) - 1
+    num_vertices = number[-1, -1] + 1
+    rows = jnp.arange(len(order))[:, None]
+    return Lattice(
+        weights=weights,
+        vertices=jnp.zeros_like(order).at[rows, order].set(number),
+        neighbors=_find_neighbors(codes, is_first, number, offsets),
+        num_vertices=num_vertices,
+        **_group_entries(jax.lax.stop_gradient(weights), order, is_first, number),
+    )
+
+
+def filter_on_lattice(
+    lattice: Lattice, values: Float[Array, "n c"]
+) -> Float[Array, "n c"]:
+    """Sums the values of all points, weighted by a Gaussian of their distance.
+
+    out_i ~ sum_j exp(-|f_i - f_j|^2 / 2) values_j, up to a constant factor: splat to
+    the vertices, blur by [1/2 1 1/2] along v directions, slice back. Linear in the
+    values; differentiable in them and in the lattice's weights.
+
+    Args:
+      lattice: of the points.
+      values: c channels.
+
+    Source: Adams, Baek & Davis 2010, section 3.3; its factor 1 / (1 + 2^-d) as in
+      Kraehenbuehl & Koltun's code.
+    """
+    return _filter(lattice.weights, lattice, values)
+
+
+def filter_exactly(
+    features: Float[Array, "n d"], values: Float[Array, "n c"]
+) -> Float[Array, "n c"]:
+    """The sum that the lattice approximates, in n^2 steps and O(n) memory.
+
+    out_i = sum_j exp(-|f_i - f_j|^2 / 2) values_j.
+
+    Args:
+      features: in standard deviations.
+      values: c channels.
+    """
+
+    def sum_at(feature):
+        distance = jnp.sum(jnp.square(features - feature), axis=1)
+        return jnp.exp(-distance / 2) @ values
+
+    return jax.lax.map(sum_at, features, batch_size=256)
+
+
+class _Codes(NamedTuple):
+    """Integers of 64 bits: a vertex's cell, its coordinates side by side."""
+
+    high: UInt32[Array, "*shape"]
+    low: UInt32[Array, "*shape"]
+
+    def at_order(self, order: Int[Array, "v n"]) -> "_Codes":
+        return _Codes(*(jnp.take_along_axis(word, order, axis=1) for word in self))
+
+    def differ_from_previous(self) -> Bool[Array, "v n"]:
+        different = [word[:, 1:] != word[:, :-1] for word in self]
+        return jnp.pad(different[0] | different[1], ((0, 0), (1, 0)), constant_values=1)
+
+    def __add__(self, other: Any) -> "_Codes":
+        low = self.low + other.low
+        carry = (low < self.low).astype(jnp.uint32)
+        return _Codes(self.high + other.high + carry, low)
+
+
+def _locate(
+    features: Float[Array, "n d"],
+) -> tuple[Int[Array, "v n"], Int[Array, "v n"], Float[Array, "v n"]]:
+    """Finds the simplex round every point.
+
+    Returns:
+      The cell of its vertex of remainder 0 (its lattice coordinates / v), the rank of
+      each coordinate's distance from there (largest first), and barycentric weights by
+      remainder.
+    """
+    d = features.shape[1]
+    v = d + 1
+    elevate = jnp.asarray(_make_elevation(d))
+    elevated = jnp.einsum("vd,nd->vn", elevate, features, precision="highest")
+    fixed = jax.lax.stop_gradient(elevated)
+    cells = jnp.round(fixed).astype(jnp.int32)
+    above = fixed - cells
+    index = np.arange(v)
+    earlier = (index[:, None] > index)[:, :, None]  # of equal ones, the first is first
+    one, other = above[:, None], above[None]
+    before = jnp.where(earlier, one <= other, one < other)
+    rank = jnp.sum(before, axis=1, dtype=jnp.int32) + cells.sum(axis=0)
+    wrap = (rank < 0).astype(jnp.int32) - (rank > d).astype(jnp.int32)
+    cells, rank = cells + wrap, rank + v * wrap
+    has_rank = rank[:, None] == index[None, :, None]
+    by_rank = jnp.sum(jnp.where(has_rank, (elevated - cells)[:, None], 0), axis=0)
+    above_next = by_rank[::-1] - jnp.roll(by_rank[::-1], 1, axis=0)
+    return cells, rank, above_next.at[0].add(1)
+
+
+def _make_elevation(d: int) -> Float[np.ndarray, "v d"]:
+    """Maps features to the plane of the lattice, whose cells are then of length 1."""
+    index = np.arange(1, d + 1)
+    scale = math.sqrt(2 / 3) / np.sqrt(index * (index + 1))
+    basis = np.triu(np.ones((d + 1, d))) - np.diag(index, -1)[:, :d]
+    return (basis * scale).astype(np.float32)
+
+
+def _encode(
+    cells: Int[Array, "v n"], rank: Int[Array, "v n"]
+) -> tuple[_Codes, Int[Array, " d"], Int[Array, ""]]:
+    """Writes each vertex's first d cell coordinates side by side into 64 bits.
+
+    The vertex of remainder k lies at cell coordinate -1 of those ranked above d - k.
+    Fields have room for one step beyond the outermost vertex.
+
+    Returns:
+      Codes [remainder, point], the lowest bit of every field, bits in use.
+    """
+    v = len(cells)
+    lowest = cells[:-1].min(axis=1) - 2
+    extent = (cells[:-1].max(axis=1) + 1 - lowest).astype(jnp.uint32)
+    widths = 32 - jax.lax.clz(extent).astype(jnp.int32)
+    offsets = jnp.cumsum(widths) - widths
+    code = _Codes(jnp.uint32(0), jnp.uint32(0))
+    for i in range(v - 1):
+        moved = rank[i] > np.arange(v - 1, -1, -1)[:, None]
+        field = (cells[i] - moved - lowest[i]).astype(jnp.uint32)
+        code = _Codes(
+            code.high | _shift(field, offsets[i] - 32),
+            code.low | _shift(field, offsets[i]),
+        )
+    return code, offsets, widths.sum()
+
+
+def _shift(word: UInt32[Array, "*shape"], places: Any) -> UInt32[Array, "*shape"]:
+    """Moves bits up, or down where places is negative."""
+    amount = jnp.abs(places).astype(jnp.uint32)
+    amount = jnp.broadcast_to(amount, word.shape)
+    return jnp.where(
+        jnp.broadcast_to(places, word.shape) >= 0,
+        jax.lax.shift_left(word, amount),
+        jax.lax.shift_right_logical(word, amount),
+    )
+
+
+def _sort_codes(codes: _Codes, num_bits: Int[Array, ""]) -> Int[Array, "v n"]:
+    """The points in the order of their codes, remainder by remainder.
+
+    A radix sort: each pass sorts words made of a few bits of the code and of the place
+    so far, which XLA does several times faster than a sort of pairs.
+    """
+    n = codes.low.shape[1]
+    place_bits = max(1, math.ceil(math.log2(n)))
+    digit_bits = 32 - place_bits
+    places = jnp.arange(n, dtype=jnp.uint32)
+    start = jnp.broadcast_to(places.astype(jnp.int32), codes.low.shape)
+
+    def sort_pass(i, order):
+        high, low = codes.at_order(order)
+        shift = i * digit_bits
+        digit = _shift(low, -shift) | _shift(high, 32 - shift)
+        words = jax.lax.sort((digit << place_bits) | places, dimension=1)
+        place = (words & ((1 << place_bits) - 1)).astype(jnp.int32)
+        return jnp.take_along_axis(order, place, axis=1)
+
+    return jax.lax.fori_loop(0, -(-num_bits // digit_bits), sort_pass, start)
+
+
+def _find_neighbors(
+    codes: _Codes,
+    is_first: Bool[Array, "v n"],
+    number: Int[Array, "v n"],
+    offsets: Int[Array, " d"],
+) -> Int[Array, "v 2 m"]:
+    """Looks up the vertices one step away along v directions.
+
+    A step along direction j adds 1 to all lattice coordinates but the j-th, from which
+    it takes d: from remainder k < d to k + 1 in the same cell, but for one step back
+    along j; from remainder d to 0 one cell on, but along j.
+    """
+    v, n = is_first.shape
+    m = v * n
+    slot = jnp.where(is_first, number, m).reshape(-1)
+    remainder = jnp.repeat(jnp.arange(v), n)
+    # By vertex: its code and its remainder.
+    codes = _Codes(*(_scatter(word.reshape(-1), slot) for word in codes))
+    remainders = _scatter(remainder, slot)
+    ends = number[:, -1] + 1
+    starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
+    one = jnp.ones_like(offsets, jnp.uint32)
+    words = zip(_shift(one, offsets - 32), _shift(one, offsets), strict=True)
+    units = [_Codes(*pair) for pair in words]
+    zero = _Codes(jnp.uint32(0), jnp.uint32(0))
+    everywhere = sum(units, zero)
+    longest = jnp.max(ends - starts)
+
+    chunk = min(m, _CHUNK)
+
+    def take_chunk(array, start):
+        return jax.lax.dynamic_slice(array, (start,), (chunk,))
+
+    def find_in_chunk(i, neighbors):
+        start = jnp.minimum(i * chunk, m - chunk)
+        numbers = start + jnp.arange(chunk)
+        own = _Codes(*(take_chunk(word, start) for word in codes))
+        k = take_chunk(remainders, start)
+        target = (k + 1) % v
+        in_use = numbers < ends[-1]
+        for j in range(v):
+            unit = units[j] if j < v - 1 else zero
+            back = _negate(unit)
+            onward = everywhere + back
+            step = _Codes(
+                *(jnp.where(k < v - 1, b, o) for b, o in zip(back, onward, strict=True))
+            )
+            query = own + step
+            place = _search(codes, query, starts[target], ends[target], longest)
+            match = in_use & (place < ends[target])
+            for word, wanted in zip(codes, query, strict=True):
+                match &= word[jnp.minimum(place, m - 1)] == wanted
+            after = jnp.where(match, place, m)
+            neighbors = jax.lax.dynamic_update_slice(
+                neighbors, after[None, None], (j, 1, start)
+            )
+            neighbors = neighbors.at[j, 0, after].set(numbers, mode="drop")
+        return neighbors
+
+    num_chunks = -(-ends[-1] // chunk)
+    nowhere = jnp.full((v, 2, m), m)
+    return jax.lax.fori_loop(0, num_chunks, find_in_chunk, nowhere)
+
+
+def _scatter(values: Array, slot: Int[Array, " m"]) -> Array:
+    """Values of first entries, by vertex."""
+    return jnp.zeros_like(values).at[slot].set(values, mode="drop")
+
+
+def _negate(code: _Codes) -> _Codes:
+    """Two's complement."""
+    return _Codes(~code.high, ~code.low) + _Codes(jnp.uint32(0), jnp.uint32(1))
+
+
+def _search(
+    codes: _Codes,
+    query: _Codes,
+    first: Int[Array, " q"],
+    last: Int[Array, " q"],
+    longest: Int[Array, ""],
+) -> Int[Array, " q"]:
+    """Binary search: the first place in [first, last) whose code is not below.
+
+    No interval has more than `longest` places.
+    """
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        word = _Codes(codes.high[middle], codes.low[middle])
+        below = (word.high < query.high) | (
+            (word.high == query.high) & (word.low < query.low)
+        )
+        below &= low < high
+        return jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+
+    steps = 32 - jax.lax.clz(longest)
+    return jax.lax.fori_loop(0, steps, halve, (first, last))[0]
+
+
+def _group_entries(
+    weights: Float[Array, "v n"],
+    order: Int[Array, "v n"],
+    is_first: Bool[Array, "v n"],
+    number: Int[Array, "v n"],
+) -> dict[str, Array]:
+    """Lays the entries of every vertex into groups of `_LANES`.
+
+    The splat gathers and sums a lane at a time and scatters sums alone: on a CPU five
+    times faster than scattering every entry.
+    """
+    m = order.size
+    places = jnp.arange(m)
+    first = is_first.reshape(-1)
+    start = jax.lax.cummax(jnp.where(first, places, 0))
+    lane = (places - start) % _LANES
+    group = jnp.cumsum(lane == 0) - 1
+    points = order.reshape(-1)
+    sorted_weights = jnp.take_along_axis(weights, order, axis=1).reshape(-1)
+    empty = jnp.zeros((_LANES, m), jnp.int32)
+    return {
+        "lane_points": empty.at[lane, group].set(points),
+        "lane_weights": empty.astype(weights.dtype).at[lane, group].set(sorted_weights),
+        "group_vertices": jnp.full(m, m).at[group].set(number.reshape(-1)),
+    }
+
+
+def _switch_by_size(compute: Callable[[int], Any], lattice: Lattice) -> Any:
+    """Calls `compute` with the smallest size that holds all vertices.
+
+    Sizes are m, m / 2, m / 4 .. m / 64: memory and time follow the vertices that there
+    are, although shapes are static.
+    """
+    m = lattice.group_vertices.size
+    sizes = [-(-m // share) for share in _SHARES]
+    sizes = [size for size in sizes if size >= min(m, _SMALLEST)]
+    branch = jnp.searchsorted(jnp.asarray(sizes), lattice.num_vertices)
+    return jax.lax.switch(branch, [partial(compute, size) for size in sizes])
+
+
+@jax.custom_vjp
+def _filter(
+    weights: Float[Array, "v n"], lattice: Lattice, values: Float[Array, "n c"]
+) -> Float[Array, "n c"]:
+    def compute(size):
+        blurred = _splat_and_blur(size, lattice, values)
+        return _slice(weights, lattice.vertices, blurred)
+
+    return _switch_by_size(compute, lattice)
+
+
+def _filter_forward(weights, lattice, values):
+    return _filter(weights, lattice, values), (weights, lattice, values)
+
+
+def _filter_backward(residuals, cotangent):
+    """The transpose blurs in the opposite order; the weights enter twice."""
+    weights, lattice, values = residuals
+
+    def compute(size):
+        blurred = _splat_and_blur(size, lattice, values)
+        transposed = _splat_and_blur(size, lattice, cotangent, reverse=True)
+        entering = [
+            jnp.sum(cotangent * blurred[vertex] + values * transposed[vertex], axis=1)
+            for vertex in lattice.vertices
+        ]
+        return jnp.stack(entering), _slice(weights, lattice.vertices, transposed)
+
+    entering, transposed = _switch_by_size(compute, lattice)
+    zeros = jax.tree.map(_make_zero_cotangent, lattice)
+    return entering / _compute_gain(len(weights)), zeros, transposed
+
+
+_filter.defvjp(_filter_forward, _filter_backward)
+
+
+def _make_zero_cotangent(x: Array) -> Any:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.zeros_like(x) if floating else np.zeros(x.shape, jax.dtypes.float0)
+
+
+def _splat_and_blur(
+    size: int, lattice: Lattice, values: Float[Array, "n c"], *, reverse: bool = False
+) -> Float[Array, "size+1 c"]:
+    """Values at the vertices; the last row, 0, stands for those that are not there."""
+    m = lattice.group_vertices.size
+    num_groups = min(m, -(-(m + (_LANES - 1) * size) // _LANES))
+    sums = sum(
+        lattice.lane_weights[lane, :num_groups, None]
+        * values[lattice.lane_points[lane, :num_groups]]
+        for lane in range(_LANES)
+    )
+    vertices = lattice.group_vertices[:num_groups]
+    x = jnp.zeros((size + 1, values.shape[1]), values.dtype)
+    x = x.at[vertices].add(sums, mode="drop", indices_are_sorted=True)
+    neighbors = jnp.minimum(lattice.neighbors[:, :, :size], size)
+    neighbors = jnp.pad(neighbors, ((0, 0), (0, 0), (0, 1)), constant_values=size)
+
+    def blur(x, neighbors):
+        before, after = neighbors
+        return x + (x[before] + x[after]) / 2, None
+
+    return jax.lax.scan(blur, x, neighbors, reverse=reverse)[0]
+
+
+def _slice(
+    weights: Float[Array, "v n"], vertices: Int[Array, "v n"], x: Float[Array, "m c"]
+) -> Float[Array, "n c"]:
+    """Interpolates between the vertices round each point."""
+    sliced = sum(w[:, None] * x[v] for w, v in zip(weights, vertices, strict=True))
+    return sliced / _compute_gain(len(weights))
+
+
+def _compute_gain(v: int) -> float:
+    """Of blurring, where all values are equal."""
+    return 1 + 2.0 ** (1 - v)

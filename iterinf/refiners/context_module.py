@@ -1,0 +1,138 @@
+"""The context module: dilated convolutions of a labelling."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from iterinf.errors import UserError
+from iterinf.types import Candidate
+
+_DILATIONS = (1, 1, 2, 4, 8, 16, 1)
+_LOWEST_PROBABILITY = 1e-4
+
+
+class Condition(NamedTuple):
+    """What the image contributes to the first layer, computed once; 0 without it."""
+
+    contribution: Float[Array, "b h w k"] | float
+
+
+class ContextModule(nn.Module):
+    """Seven 3x3 convolutions of dilations 1 1 2 4 8 16 1 and one of 1x1, K channels.
+
+    r(y, x) = softmax(conv_1x1(layers(a(y), x))), ReLU after each of the 3x3. A pixel
+    sees 67 x 67. Channels start as the identity,
+
+      W[s, t, a, b] = [s = t = centre] [a = b],
+
+    and on a(y) = log(max(y, 1e-4) / 1e-4), which no ReLU cuts, the module then returns
+    y. 7,832 parameters for 11 classes, with the image 8,129.
+
+    Attributes:
+      num_classes: K.
+      feature_offset: not read; features are.
+      dtype: of the convolutions; parameters and output are float32.
+      inputs: "log_probabilities", a(y) above, or "probabilities", y itself (as
+        released in 2017: the start is then softmax(y), no longer y).
+      use_image: whether the first layer also reads the image, from weights of zero.
+      first_init: "identity", or "glorot" for a first layer drawn at random (as
+        released in 2017).
+      padding: "same", every layer's input by zeros, or "once", after the first layer
+        (as released in 2017).
+
+    Source: Yu & Koltun 2016, "Multi-Scale Context Aggregation by Dilated Convolutions",
+      section 3, basic.
+    """
+
+    num_classes: int
+    feature_offset: int = 0
+    dtype: DTypeLike = jnp.float32
+    inputs: str = "log_probabilities"
+    use_image: bool = False
+    first_init: str = "identity"
+    padding: str = "same"
+
+    def __post_init__(self):
+        for name, known in (
+            ("inputs", ("log_probabilities", "probabilities")),
+            ("first_init", ("identity", "glorot")),
+            ("padding", ("same", "once")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name} {getattr(self, name)!r} of a context module is unknown; "
+                    f"known: {', '.join(known)}"
+                )
+        super().__post_init__()
+
+    def setup(self):
+        """Creates the convolutions; the first is a sum of two, of y and the image."""
+        k = self.num_classes
+
+        def convolution(dilation, size=3, **options):
+            options = {"kernel_init": init_as_identity} | options
+            shape = {"kernel_size": (size, size), "kernel_dilation": dilation}
+            return nn.Conv(k, dtype=self.dtype, **shape, **options)
+
+        def draw(key, shape, dtype):
+            """Glorot's, of a layer that reads all channels; any `shape[2]` of them."""
+            channels = k + 3 if self.use_image else k
+            glorot = nn.initializers.glorot_uniform()
+            return glorot(key, (3, 3, channels, k), dtype)[:, :, : shape[2]]
+
+        random = {"kernel_init": draw} if self.first_init == "glorot" else {}
+        first, *others = _DILATIONS
+        self.first = convolution(first, **random)
+        if self.use_image:
+            zeros = {"kernel_init": nn.initializers.zeros}
+            self.first_of_image = convolution(first, use_bias=False, **zeros | random)
+        padding = "SAME" if self.padding == "same" else "VALID"
+        self.layers = [convolution(dilation, padding=padding) for dilation in others]
+        self.last = convolution(1, size=1)
+
+    def __call__(
+        self, candidate: Candidate, *, train: bool = False
+    ) -> Float[Array, "b h w k"]:
+        """One reconstruction of the candidate."""
+        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
+
+    def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
+        """Convolves the image, if the module reads it."""
+        del train
+        if not self.use_image:
+            return Condition(0.0)
+        return Condition(self.first_of_image(candidate.image))
+
+    def reconstruct(
+        self, y: Float[Array, "b h w k"], condition: Condition
+    ) -> Float[Array, "b h w k"]:
+        """Computes r(y, x).
+
+        Args:
+          y: class probabilities.
+          condition: from `condition`, for the same images.
+
+        Returns:
+          Class probabilities; they sum to one over k.
+        """
+        if self.inputs == "log_probabilities":
+            y = jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0) / _LOWEST_PROBABILITY)
+        x = nn.relu(self.first(y) + condition.contribution)
+        if self.padding == "once":
+            border = sum(_DILATIONS[1:])
+            x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+        for layer in self.layers:
+            x = nn.relu(layer(x))
+        return nn.softmax(self.last(x).astype(jnp.float32))
+
+
+def init_as_identity(key, shape, dtype=jnp.float32) -> Float[Array, "s t a b"]:
+    """A kernel [s t a b], K channels to K, that copies its input."""
+    del key
+    kernel = np.zeros(shape)
+    kernel[shape[0] // 2, shape[1] // 2] = np.eye(*shape[2:])
+    return jnp.asarray(kernel, dtype)

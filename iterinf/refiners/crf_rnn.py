@@ -1,0 +1,99 @@
+"""CRF-RNN: the dense CRF with learned kernel weights and compatibility."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from iterinf.refiners.dense_crf import (
+    Condition,
+    compute_messages,
+    compute_unary,
+    make_condition,
+)
+from iterinf.types import Candidate
+
+
+class CRFRNN(nn.Module):
+    """Mean-field updates whose weights are trained through the iterations.
+
+    r(y)_i = softmax(u_i + C sum_m w_m * sum_j k_m(i, j) y_j)
+
+    with unaries and kernels of `DenseCRF`, weights w_m a class (*: class by class) and
+    a K x K matrix C for both kernels, which starts as the identity: training starts
+    from the dense CRF of the same weights. 2 K + K^2 + 3 parameters, the widths among
+    them. Kernels are normalised at both ends, where Zheng et al. divide afterwards.
+
+    Attributes:
+      num_classes: K, at least 2.
+      feature_offset: not read; features are.
+      dtype: not read; all is float32.
+      spatial_width: pixels.
+      spatial_weight: where that kernel's weights start.
+      bilateral_width: pixels.
+      color_width: of 255 levels.
+      bilateral_weight: where that kernel's weights start.
+      learn_widths: whether gradients reach the widths, by way of the lattice's weights.
+      exact: see `DenseCRF`.
+
+    Source: Zheng et al. 2015, "Conditional Random Fields as Recurrent Neural
+      Networks", section 4; defaults as in the authors' code.
+    """
+
+    num_classes: int
+    feature_offset: int = 0
+    dtype: DTypeLike = jnp.float32
+    spatial_width: float = 3.0
+    spatial_weight: float = 3.0
+    bilateral_width: float = 160.0
+    color_width: float = 3.0
+    bilateral_weight: float = 5.0
+    learn_widths: bool = False
+    exact: bool = False
+
+    def setup(self):
+        """Creates the widths, the weights and the compatibility."""
+
+        def create(name: str, *shape: int) -> Array:
+            return self.param(
+                name, nn.initializers.constant(getattr(self, name)), shape
+            )
+
+        widths = [
+            create(name) for name in ("spatial_width", "bilateral_width", "color_width")
+        ]
+        self.widths = widths if self.learn_widths else jax.lax.stop_gradient(widths)
+        self.spatial = create("spatial_weight", self.num_classes)
+        self.bilateral = create("bilateral_weight", self.num_classes)
+        self.compatibility = self.param(
+            "compatibility", lambda _: jnp.eye(self.num_classes)
+        )
+
+    def __call__(
+        self, candidate: Candidate, *, train: bool = False
+    ) -> Float[Array, "b h w k"]:
+        """One update of the candidate."""
+        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
+
+    def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
+        """Builds unaries and lattices."""
+        del train
+        unary = compute_unary(candidate.y)
+        return make_condition(unary, candidate.image, *self.widths, exact=self.exact)
+
+    def reconstruct(
+        self, y: Float[Array, "b h w k"], condition: Condition
+    ) -> Float[Array, "b h w k"]:
+        """One mean-field update; all pixels at once.
+
+        Args:
+          y: class probabilities.
+          condition: from `condition`, for the same images.
+        """
+        spatial, bilateral = compute_messages(y, condition)
+        message = self.spatial * spatial + self.bilateral * bilateral
+        pairwise = jnp.einsum(
+            "bhwj,ij->bhwi", message, self.compatibility, precision="highest"
+        )
+        return nn.softmax(condition.unary + pairwise)
