@@ -4,6 +4,7 @@ from iterinf.inference import refine, refine_step, sweep
 from iterinf.metrics import confusion_matrix, mean_iou
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.refiners import create_refiner
+from iterinf.refiners.dense_crf import dense_crf
 from iterinf.segmenters import create_segmenter
 from iterinf.types import Batch, Candidate, Refinement
 
@@ -16,6 +17,7 @@ __all__ = [
     "confusion_matrix",
     "create_refiner",
     "create_segmenter",
+    "dense_crf",
     "max_pool_with_switches",
     "max_unpool",
     "mean_iou",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 _LANES = 4  # entries of one vertex that the splat sums before it scatters
 _CHUNK = 1 << 14  # vertices whose neighbours are looked up at a time
 _SMALLEST = 1 << 12  # vertices: fewer are not worth a program of their own
+_FARTHEST = 1 << 16  # standard deviations
 _SHARES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -43,16 +44,16 @@ def build_lattice(features: Float[Array, "n d"]) -> Lattice:
         Gaussian. Gradients reach `weights`; in a simplex these are linear.
 
     Returns:
-      The lattice. Its weights are nan if a feature is not finite, or if the bounding
-      box has more than 2^64 cells.
+      The lattice. Its weights are nan if a feature is nan or beyond +-2^16, where
+      float32 places no point in its cell, or if the bounding box has over 2^64 cells.
 
     Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the
       Permutohedral Lattice", sections 3.1 and 3.2.
     """
     cells, rank, weights = _locate(features)
     codes, offsets, num_bits = _encode(cells, rank)
-    finite = jnp.all(jnp.isfinite(features)) & (num_bits <= 64)
-    weights = jnp.where(finite, weights, jnp.nan)
+    placed = jnp.all(jnp.abs(features) < _FARTHEST) & (num_bits <= 64)
+    weights = jnp.where(placed, weights, jnp.nan)
     order = _sort_codes(codes, num_bits)
     codes = codes.at_order(order)
     is_first = codes.differ_from_previous()
@@ -100,7 +101,7 @@ def filter_exactly(
     """
 
     def sum_at(feature):
-        distance = jnp.sum(jnp.square(features - feature), axis=1)
+        distance = jnp.sum(jnp.square(features - feature[None]), axis=1)
         return jnp.exp(-distance / 2) @ values
 
     return jax.lax.map(sum_at, features, batch_size=256)
@@ -146,7 +147,7 @@ def _locate(
     earlier = (index[:, None] > index)[:, :, None]  # of equal ones, the first is first
     one, other = above[:, None], above[None]
     before = jnp.where(earlier, one <= other, one < other)
-    rank = jnp.sum(before, axis=1, dtype=jnp.int32) + cells.sum(axis=0)
+    rank = jnp.sum(before, axis=1, dtype=jnp.int32) + cells.sum(axis=0, keepdims=True)
     wrap = (rank < 0).astype(jnp.int32) - (rank > d).astype(jnp.int32)
     cells, rank = cells + wrap, rank + v * wrap
     has_rank = rank[:, None] == index[None, :, None]
@@ -181,8 +182,8 @@ def _encode(
     offsets = jnp.cumsum(widths) - widths
     code = _Codes(jnp.uint32(0), jnp.uint32(0))
     for i in range(v - 1):
-        moved = rank[i] > np.arange(v - 1, -1, -1)[:, None]
-        field = (cells[i] - moved - lowest[i]).astype(jnp.uint32)
+        moved = rank[i][None] > np.arange(v - 1, -1, -1)[:, None]
+        field = (cells[i][None] - moved - lowest[i]).astype(jnp.uint32)
         code = _Codes(
             code.high | _shift(field, offsets[i] - 32),
             code.low | _shift(field, offsets[i]),
@@ -217,7 +218,7 @@ def _sort_codes(codes: _Codes, num_bits: Int[Array, ""]) -> Int[Array, "v n"]:
         high, low = codes.at_order(order)
         shift = i * digit_bits
         digit = _shift(low, -shift) | _shift(high, 32 - shift)
-        words = jax.lax.sort((digit << place_bits) | places, dimension=1)
+        words = jax.lax.sort((digit << place_bits) | places[None], dimension=1)
         place = (words & ((1 << place_bits) - 1)).astype(jnp.int32)
         return jnp.take_along_axis(order, place, axis=1)
 
@@ -407,7 +408,7 @@ def _make_zero_cotangent(x: Array) -> Any:
 
 def _splat_and_blur(
     size: int, lattice: Lattice, values: Float[Array, "n c"], *, reverse: bool = False
-) -> Float[Array, "size+1 c"]:
+) -> Float[Array, "{size}+1 c"]:
     """Values at the vertices; the last row, 0, stands for those that are not there."""
     m = lattice.group_vertices.size
     num_groups = min(m, -(-(m + (_LANES - 1) * size) // _LANES))

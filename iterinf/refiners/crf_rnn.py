@@ -11,6 +11,7 @@ from iterinf.refiners.dense_crf import (
     compute_messages,
     compute_unary,
     make_condition,
+    weigh,
 )
 from iterinf.types import Candidate
 
@@ -92,8 +93,5 @@ class CRFRNN(nn.Module):
           condition: from `condition`, for the same images.
         """
         spatial, bilateral = compute_messages(y, condition)
-        message = self.spatial * spatial + self.bilateral * bilateral
-        pairwise = jnp.einsum(
-            "bhwj,ij->bhwi", message, self.compatibility, precision="highest"
-        )
-        return nn.softmax(condition.unary + pairwise)
+        message = weigh(spatial, self.spatial) + weigh(bilateral, self.bilateral)
+        return nn.softmax(condition.unary + weigh(message, self.compatibility))

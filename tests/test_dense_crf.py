@@ -1,0 +1,229 @@
+"""The dense CRF against mean field over all pairs of pixels, and against pydensecrf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import iterinf
+from iterinf.errors import UserError
+
+SIZE = (12, 15)
+
+
+def make_scene(rng, size=SIZE, k=3):
+    """A noisy softmax, of blocks, and an image in whose colours the blocks show."""
+    height, width = size
+    blocks = rng.integers(k, size=(-(-height // 5), -(-width // 5)))
+    truth = np.kron(blocks, np.ones((5, 5), int))[:height, :width]
+    logits = 2 * np.eye(k)[truth] + rng.normal(size=(*size, k))
+    y = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    colors = rng.integers(40, 200, size=(k, 3))
+    image = np.clip(colors[truth] + rng.normal(size=(*size, 3)) * 12, 0, 255)
+    return y.astype(np.float32), image.astype(np.uint8)
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def infer_in_numpy(y, image, weights, num_iterations, widths=(3, 80, 13)):
+    """Kraehenbuehl & Koltun 2011, algorithm 1, by matrices of all pairs of pixels."""
+    height, width, k = y.shape
+    places = np.indices((height, width)).reshape(2, -1).T
+    colors = image.reshape(-1, 3).astype(float)
+    kernels = []
+    for features in (
+        places / widths[0],
+        np.concatenate([places / widths[1], colors / widths[2]], axis=1),
+    ):
+        squares = np.square(features[:, None] - features[None]).sum(axis=-1)
+        kernel = np.exp(-squares / 2)
+        norm = 1 / np.sqrt(kernel.sum(axis=1))
+        kernels.append(norm[:, None] * kernel * norm)
+    unary = np.log(np.clip(y.reshape(-1, k).astype(float), 1e-5, 1))
+    q = y.reshape(-1, k)
+    for _ in range(num_iterations):
+        messages = [
+            kernel @ q @ w.T for kernel, w in zip(kernels, weights, strict=True)
+        ]
+        q = softmax(unary + sum(messages))
+    return q.reshape(y.shape)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 5])
+def test_exact_inference_is_mean_field_over_all_pairs(rng, num_iterations):
+    y, image = make_scene(rng)
+    found = iterinf.dense_crf(y, image, num_iterations, exact=True)
+    expected = infer_in_numpy(y, image, (3 * np.eye(3), 10 * np.eye(3)), num_iterations)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert np.mean(found.argmax(-1) != y.argmax(-1)) > 0.02
+
+
+def test_full_compatibility_is_mean_field_over_all_pairs(rng):
+    y, image = make_scene(rng)
+    weights = rng.normal(size=(2, 3, 3)) * 2
+    found = iterinf.dense_crf(
+        y,
+        image,
+        3,
+        spatial_weight=weights[0],
+        bilateral_weight=weights[1],
+        spatial_width=2.0,
+        bilateral_width=7.0,
+        color_width=30.0,
+        exact=True,
+    )
+    expected = infer_in_numpy(y, image, weights, 3, (2, 7, 30))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_lattice_is_near_exact_inference(rng):
+    """On 30 x 40 pixels: 98% of the labels, and probabilities within .01 on average."""
+    y, image = make_scene(rng, (30, 40))
+    found = np.asarray(iterinf.dense_crf(y, image))
+    exact = np.asarray(iterinf.dense_crf(y, image, exact=True))
+    assert np.mean(found.argmax(-1) == exact.argmax(-1)) >= 0.98
+    assert np.abs(found - exact).mean() < 0.01
+    assert np.abs(exact - y).mean() > 0.1
+
+
+@pytest.mark.parametrize("bilateral_width", [3.0, 80.0])
+@pytest.mark.parametrize("k", [2, 21])
+def test_agrees_with_pydensecrf(rng, bilateral_width, k):
+    peer = pytest.importorskip(
+        "pydensecrf.densecrf", reason="needs the extra 'bench', which has pydensecrf2"
+    )
+    y, image = make_scene(rng, (40, 50), k)
+    found = np.asarray(iterinf.dense_crf(y, image, bilateral_width=bilateral_width))
+    crf = peer.DenseCRF2D(50, 40, k)
+    unary = -np.log(np.clip(y, 1e-5, 1)).reshape(-1, k).T
+    crf.setUnaryEnergy(unary.astype(np.float32).copy())
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=bilateral_width, srgb=13, rgbim=image, compat=10)
+    expected = np.array(crf.inference(10)).T.reshape(y.shape)
+    assert np.mean(found.argmax(-1) == expected.argmax(-1)) >= 0.999
+    assert np.abs(found - expected).mean() < 1e-3
+
+
+def test_weights_as_number_diagonal_and_matrix_agree(rng):
+    y, image = make_scene(rng)
+    number = iterinf.dense_crf(y, image, 3, exact=True)
+    for one in (np.ones(3), np.eye(3)):
+        weights = {"spatial_weight": 3 * one, "bilateral_weight": 10 * one}
+        found = iterinf.dense_crf(y, image, 3, exact=True, **weights)
+        np.testing.assert_allclose(found, number, atol=1e-5)
+
+
+def test_without_kernels_y_stays(rng):
+    y, image = make_scene(rng)
+    weights = {"spatial_weight": 0.0, "bilateral_weight": 0.0}
+    found = iterinf.dense_crf(y, image, 3, exact=True, **weights)
+    np.testing.assert_allclose(found, y, atol=1e-4)
+    np.testing.assert_array_equal(iterinf.dense_crf(y, image, 0), y)
+
+
+def test_a_batch_is_its_members(rng):
+    scenes = [make_scene(rng) for _ in range(4)]
+    y, image = (np.stack(arrays) for arrays in zip(*scenes, strict=True))
+    found = iterinf.dense_crf(y, image)
+    for i in range(4):
+        np.testing.assert_allclose(
+            found[i], iterinf.dense_crf(y[i], image[i]), atol=1e-5
+        )
+
+
+def test_images_of_bytes_and_of_floats_agree(rng):
+    y, image = make_scene(rng)
+    found = iterinf.dense_crf(y, (image / 255).astype(np.float32))
+    np.testing.assert_allclose(found, iterinf.dense_crf(y, image), atol=1e-4)
+
+
+def test_logits_give_what_their_softmax_gives(rng):
+    y, image = make_scene(rng)
+    found = iterinf.dense_crf(np.log(y) + 7, image, from_logits=True, exact=True)
+    np.testing.assert_allclose(
+        found, iterinf.dense_crf(y, image, exact=True), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("size", "k"), [((1, 1), 2), ((1, 17), 2), ((17, 1), 21)])
+def test_lines_of_pixels_and_any_number_of_classes(rng, size, k):
+    y, image = make_scene(rng, size, k)
+    found = iterinf.dense_crf(y, image)
+    assert found.shape == y.shape
+    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
+    expected = infer_in_numpy(y, image, (3 * np.eye(k), 10 * np.eye(k)), 10)
+    assert np.abs(found - expected).mean() < 0.02
+    assert np.abs(expected - y).mean() > 0.02
+
+
+def test_the_refiner_is_the_function(rng):
+    y, image = make_scene(rng)
+    candidate = iterinf.Candidate(
+        jnp.asarray(y[None]), {}, jnp.asarray(image[None] / np.float32(255))
+    )
+    refiner = iterinf.create_refiner("dense_crf", num_classes=3)
+
+    @jax.jit
+    def infer(candidate):
+        variables = refiner.init(jax.random.key(0), candidate)
+        condition = refiner.apply(variables, candidate, method="condition")
+        return iterinf.refine(
+            lambda y: refiner.apply(variables, y, condition, method="reconstruct"),
+            candidate.y,
+            step_size=1.0,
+            num_iterations=10,
+        ).y
+
+    np.testing.assert_allclose(
+        infer(candidate)[0], iterinf.dense_crf(y, image), atol=1e-5
+    )
+
+
+def test_gradients_inside_jit_are_those_of_finite_differences(rng):
+    y, image = make_scene(rng)
+    target = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+
+    @jax.jit
+    def compute(weight, logits):
+        q = iterinf.dense_crf(
+            logits, image, 3, from_logits=True, bilateral_weight=weight
+        )
+        return jnp.vdot(q, target)
+
+    logits = jnp.log(y)
+    gradients = jax.grad(compute, argnums=(0, 1))(2.0, logits)
+    eps = 0.05
+    numeric = (compute(2 + eps, logits) - compute(2 - eps, logits)) / (2 * eps)
+    np.testing.assert_allclose(gradients[0], numeric, rtol=1e-2, atol=1e-3)
+    way = jnp.asarray(rng.normal(size=y.shape), jnp.float32) / 10
+    numeric = (compute(2.0, logits + way) - compute(2.0, logits - way)) / 2
+    np.testing.assert_allclose(
+        jnp.vdot(gradients[1], way), numeric, rtol=1e-2, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda y, x: (y[..., :1], x, {}), "one class"),
+        (lambda y, x: (2 * y, x, {}), "sum to 2"),
+        (lambda y, x: (np.log(y), x, {}), "from_logits=True"),
+        (lambda y, x: (np.nan * y, x, {}), "nan"),
+        (lambda y, x: (np.inf * y, x, {"from_logits": True}), "not finite"),
+        (lambda y, x: (y, x[:5], {}), r"\(12, 15, 3\) and an image of shape \(5"),
+        (lambda y, x: (y, x[..., 0], {}), r"expected \[h w k\] and \[h w 3\]"),
+        (lambda y, x: (y[:0], x[:0], {}), "no pixel"),
+        (lambda y, x: (y, x.astype(np.float32), {}), "expected 0 to 1, or uint8"),
+        (lambda y, x: (y, x.astype(np.int32), {}), "image of int32"),
+        (lambda y, x: (y, x, {"color_width": 0.0}), "width 0.0"),
+        (lambda y, x: (y, x, {"color_width": 1e-9}), "too narrow"),
+        (lambda y, x: (y, x, {"spatial_weight": np.ones(4)}), r"spatial_weight .*\(4,"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(rng, change, sentence):
+    y, image, options = change(*make_scene(rng))
+    with pytest.raises(UserError, match=sentence):
+        iterinf.dense_crf(y, image, **options)
