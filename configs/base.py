@@ -220,7 +220,8 @@ def create_dense_crf() -> ConfigDict:
 def create_context_module() -> ConfigDict:
     """Keys of a context module."""
     training = create_training()
-    training.optimizer.update(learning_rate=1e-4)
+    # L2 would pull the identity, where it starts, towards zero.
+    training.optimizer.update(learning_rate=1e-4, weight_decay=0.0)
     return ConfigDict(
         {
             "name": "context_module",

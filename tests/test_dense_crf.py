@@ -129,9 +129,8 @@ def test_a_batch_is_its_members(rng):
     y, image = (np.stack(arrays) for arrays in zip(*scenes, strict=True))
     found = iterinf.dense_crf(y, image)
     for i in range(4):
-        np.testing.assert_allclose(
-            found[i], iterinf.dense_crf(y[i], image[i]), atol=1e-5
-        )
+        alone = iterinf.dense_crf(y[i], image[i])
+        np.testing.assert_allclose(found[i], alone, atol=1e-4)
 
 
 def test_images_of_bytes_and_of_floats_agree(rng):
