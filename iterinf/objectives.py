@@ -66,7 +66,9 @@ def replace_numbers(networks: Networks, values: Mapping[str, float]) -> Networks
     """
     variables = networks["refiner"]
     params = variables.get("params", {})
-    known = [name for name, value in params.items() if jnp.shape(value) == ()]
+    known = [
+        name for name, value in params.items() if getattr(value, "shape", None) == ()
+    ]
     for name in values:
         if name not in known:
             listed = ", ".join(sorted(known)) or "none"

@@ -13,7 +13,7 @@ import pytest
 
 from configs import base
 from iterinf.data import DATASETS
-from iterinf.objectives import make_refiner_loss, propose
+from iterinf.objectives import make_refiner_loss, propose, replace_numbers
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.settings import check_settings, list_trained
@@ -70,7 +70,9 @@ def test_builds(name):
     assert list_options(segmenter) == set(config.segmenter.model)
     assert config.refiners
     for settings in (config.refiner[refiner] for refiner in config.refiners):
-        crop_size = settings.training.crop_size
+        crop_size = (64, 64)
+        if "training" in settings:
+            crop_size = settings.training.crop_size
         candidate = jax.eval_shape(
             functools.partial(propose, segmenter),
             variables,
@@ -87,7 +89,11 @@ def test_builds(name):
         weights = jax.eval_shape(refiner.init, key, candidate)
         reconstruction = jax.eval_shape(refiner.apply, weights, candidate)
         assert reconstruction.shape == (1, *crop_size, 11)
-        make_refiner_loss(segmenter, refiner, **settings.objective)
+        replace_numbers(
+            {"refiner": weights}, dict.fromkeys(settings.selection.parameters, 1.0)
+        )
+        if "training" in settings:
+            make_refiner_loss(segmenter, refiner, **settings.objective)
 
 
 @pytest.mark.parametrize("name", NAMES)

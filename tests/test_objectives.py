@@ -18,6 +18,7 @@ from iterinf.objectives import (
     make_segmenter_loss,
     make_validation,
     propose,
+    replace_numbers,
     to_unit_range,
 )
 
@@ -36,10 +37,14 @@ class Segmenter(nn.Module):
 class Echo(nn.Module):
     """Mixes y with what a scalar makes of h; remembers nothing."""
 
-    @nn.compact
-    def __call__(self, candidate, *, train=False):
-        scale = self.param("scale", nn.initializers.ones, ())
-        return nn.softmax(scale * (candidate.y + candidate.features["input"]))
+    def setup(self):
+        self.scale = self.param("scale", nn.initializers.ones, ())
+
+    def condition(self, candidate, *, train=False):
+        return candidate.features["input"]
+
+    def reconstruct(self, y, condition):
+        return nn.softmax(self.scale * (y + condition))
 
 
 @pytest.fixture
@@ -137,10 +142,13 @@ def test_noise_has_its_sigma_and_its_key(batch, variables):
     """Its square is the squared error of what adds its magnitude to the truth."""
 
     class Noise(nn.Module):
-        @nn.compact
-        def __call__(self, candidate, *, train=False):
+        def condition(self, candidate, *, train=False):
+            del candidate
+
+        def reconstruct(self, y, condition):
+            del condition
             truth = jnp.eye(3)[:1].reshape(1, 1, 1, 3)
-            return truth + jnp.abs(candidate.y - truth)
+            return truth + jnp.abs(y - truth)
 
     image = jnp.zeros((1, 100, 200, 3))
     big = iterinf.Batch(image, jnp.zeros((1, 100, 200), jnp.int32))
@@ -152,6 +160,38 @@ def test_noise_has_its_sigma_and_its_key(batch, variables):
     first, again, other = (compute(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_allclose(first, 3 * 0.25, rtol=0.03)
     assert first == again != other
+
+
+def test_the_loss_looks_through_several_iterations(batch, variables):
+    compute_loss = make_refiner_loss(
+        Segmenter(), Echo(), start="y", sigma=0.0, num_iterations=3
+    )
+    params = {"refiner": {"scale": jnp.asarray(2.0)}}
+    y = nn.softmax(apply_segmenter(variables, batch.image))
+    for _ in range(3):
+        y = nn.softmax(2.0 * (y + 2 * batch.image))
+    expected = compute_reconstruction_loss(y, batch.label)
+    found = compute_loss(params, {"segmenter": variables}, batch, KEY)
+    np.testing.assert_allclose(found.total, expected.total, rtol=1e-5)
+    predict = make_reconstruction(Segmenter(), Echo(), 3)
+    found = predict(params, {"segmenter": variables}, batch)
+    np.testing.assert_allclose(found, y, atol=1e-6)
+
+
+def test_numbers_of_a_refiner_are_replaced(variables):
+    networks = {
+        "segmenter": variables,
+        "refiner": {"params": {"width": jnp.float32(3), "kernel": jnp.ones((2, 2))}},
+    }
+    found = replace_numbers(networks, {"width": 5.0})
+    assert found["refiner"]["params"]["width"] == 5
+    assert (
+        found["refiner"]["params"]["kernel"] is networks["refiner"]["params"]["kernel"]
+    )
+    assert networks["refiner"]["params"]["width"] == 3
+    for name in ("kernel", "weight"):
+        with pytest.raises(UserError, match=f"'{name}'; this refiner's numbers: width"):
+            replace_numbers(networks, {name: 1.0})
 
 
 def test_an_unknown_start_is_answered_with_the_known_ones():

@@ -14,7 +14,12 @@ import iterinf
 from iterinf.errors import UserError
 from iterinf.refiners import REFINERS
 
-SMALL: dict[str, dict] = {"dae": {"widths": (4, 5, 6), "features": ("pool2",)}}
+SMALL: dict[str, dict] = {
+    "context_module": {"use_image": True},
+    "crf_rnn": {"exact": True},
+    "dae": {"widths": (4, 5, 6), "features": ("pool2",)},
+    "dense_crf": {"exact": True},
+}
 LEVELS = {"input": 0, "pool1": 1, "pool2": 2, "pool4": 4}
 VARIANTS = [
     {},

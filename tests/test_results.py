@@ -26,10 +26,19 @@ def make_confusions(rng, num_images):
     return rng.multinomial(40, chances)
 
 
-def make_result(folder, name, *, end_to_end=False, **counts):
+def make_result(folder, name, *, end_to_end=False, damped=0.4, **counts):
     """A refiner that the stages have left in `folder`."""
     write_arrays(folder / name / "test.npz", **counts)
-    return RefinerResult(name, f"FCN8 + {name}", 0.1, 7, 0.4, end_to_end, folder / name)
+    return RefinerResult(
+        name=name,
+        title=f"FCN8 + {name}",
+        step_size=0.1,
+        num_iterations=7,
+        parameters={},
+        damped_step_size=damped,
+        end_to_end=end_to_end,
+        folder=folder / name,
+    )
 
 
 @pytest.fixture
@@ -83,6 +92,18 @@ def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
     own, mean_iou = counts["initial"].sum(axis=0), rows[0].mean_iou
     gain = 100 * compute_mean_iou(own) - mean_iou
     np.testing.assert_allclose(rows[1].gain, gain)
+
+
+def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
+    plain = np.array([[[36, 4], [4, 36]]] * 5)
+    change = np.array([[1, -1], [0, 0]])
+    for gained, verdict in ((2, "gains on"), (-2, "does not clearly gain on")):
+        refined = plain + gained * change
+        refiner = make_result(tmp_path, "CRF", damped=None, refined=refined)
+        rows = make_rows("FCN8", plain, [refiner], range(5), 20)
+        assert [row.model for row in rows] == ["FCN8", "FCN8 + CRF"]
+        (sentence,) = compare_to_controls(plain, [refiner], range(5), 20)
+        assert sentence.startswith(f"FCN8 + CRF {verdict} the plain network: ")
 
 
 def test_rows_hold_the_counts_of_their_own(refiners, plain):
@@ -164,8 +185,17 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     monkeypatch.setattr(results, "plot_segmentations", lambda *args: args)
     curves = []
     monkeypatch.setattr(
-        results, "plot_iterations", lambda *args, title: curves.append((args, title))
+        results,
+        "plot_iterations",
+        lambda *args, **options: curves.append((args, options)),
     )
+    crf = make_result(
+        tmp_path, "CRF", damped=None, initial=plain, mean_iou=np.array([0.2, 0.4])
+    )
+    once = make_result(
+        tmp_path, "once", damped=None, initial=plain, mean_iou=np.array([0.2])
+    )
+    refiners = [crf, once, *refiners]
     for refiner in refiners:
         write_arrays(
             refiner.folder / "curve.npz",
@@ -174,13 +204,19 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
             step_sizes=np.array([0.1, 1.0]),
         )
     dataset = create_dataset("streets", height=32, width=48, num_test=5)
-    rows = make_rows("FCN8", plain, refiners, BLOCKS, 20)
+    rows = [make_row("FCN8", plain, plain, BLOCKS)]
     asked = []
     write_results(tmp_path, dataset, rows, refiners, [3, 0], asked.append, [], {})
-    assert drawn == ["figure4_B.png", "figure4_A.png", "figure3.png"]
+    figures = [f"figure4_{name}.png" for name in ("CRF", "B", "A")]
+    assert drawn == [*figures, "figure3.png"]  # one iteration is no curve
     assert asked == [[3, 0]]
-    (validation, step_sizes, step_size, num_iterations, test), title = curves[0]
+    (validation, step_sizes, step_size, num_iterations, test), options = curves[1]
     np.testing.assert_array_equal(validation, [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]])
     assert (step_sizes, step_size, num_iterations) == ([0.1, 1.0], 0.1, 7)
     np.testing.assert_allclose(test, [rows[0].mean_iou / 100, 0.2, 0.3])
-    assert title == "FCN8 + B"
+    assert options["title"] == "FCN8 + B"
+    ((title, other),) = options["others"].items()
+    assert title == "FCN8 + CRF"
+    np.testing.assert_allclose(other[0], [0.3, 0.5, 0.6])
+    np.testing.assert_allclose(other[1], [rows[0].mean_iou / 100, 0.2, 0.4])
+    assert curves[0][1]["others"] == {}

@@ -192,7 +192,7 @@ def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> 
 
 def _read_curves(
     refiner: RefinerResult,
-) -> tuple[list[float], Float[np.ndarray, "s p"], Float[np.ndarray, " p"]]:
+) -> tuple[list[float], Float[np.ndarray, "s p"], Float[np.ndarray, " q"]]:
     """Step sizes, and mean IoU after 0..t iterations, on validation and on test."""
     curve = read_arrays(refiner.folder / "curve.npz")
     test = read_arrays(refiner.folder / "test.npz")
