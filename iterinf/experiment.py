@@ -25,6 +25,7 @@ from iterinf.report.results import (
     write_results,
 )
 from iterinf.report.table import check_class_names
+from iterinf.selection import Selection
 from iterinf.settings import list_trained
 from iterinf.stages import Experiment
 
@@ -141,14 +142,14 @@ def _check_results(experiment: Experiment) -> None:
 def _read_result(experiment: Experiment, name: str) -> RefinerResult:
     folder = experiment.workdir / "refiners" / name
     settings = experiment.config.refiner[name]
-    selection = json.loads((folder / "selection.json").read_text())
-    damped = selection.get("damped")
+    content = json.loads((folder / "selection.json").read_text())
+    selection, damped = Selection(**content["refined"]), content.get("damped")
     return RefinerResult(
         name=name,
         title=f"{experiment.config.segmenter.title} + {settings.title}",
-        step_size=selection["refined"]["step_size"],
-        num_iterations=selection["refined"]["num_iterations"],
-        parameters=selection["refined"]["parameters"],
+        step_size=selection.step_size,
+        num_iterations=selection.num_iterations,
+        parameters=selection.parameters,
         damped_step_size=damped and damped["step_size"],
         end_to_end="end_to_end" in settings and settings.end_to_end,
         folder=folder,
@@ -189,11 +190,12 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
     described = {config.segmenter.title: f"{trained}; mean IoU {', '.join(scores)}"}
     for name in config.refiners:
         settings, folder = config.refiner[name], workdir / "refiners" / name
-        selection = json.loads((folder / "selection.json").read_text())
-        seconds = selection["seconds"] + read_arrays(folder / "test.npz")["seconds"]
+        content = json.loads((folder / "selection.json").read_text())
+        chosen = Selection(**content["refined"]).parameters
+        seconds = content["seconds"] + read_arrays(folder / "test.npz")["seconds"]
         parts = [
             _describe_epochs(folder, settings),
-            *(f"{k} {v:g}" for k, v in selection["refined"]["parameters"].items()),
+            *(f"{name} {value:g}" for name, value in chosen.items()),
             f"sweep and test {seconds / 60:.1f} minutes",
         ]
         described[settings.title] = "; ".join(parts)

@@ -111,7 +111,7 @@ def test_stages_come_one_after_the_other(workdir, tmp_path):
     folder = copy_folder(workdir, tmp_path)
     shutil.rmtree(folder / "results")
     results = [folder / "refiners" / name for name in ("dae_y", "dae_ytrue")]
-    names = ("selection.json", "curve.npz", "test.npz")
+    names = ("sweep.jsonl", "selection.json", "curve.npz", "test.npz")
     for result in results:
         for name in names:
             (result / name).unlink()
