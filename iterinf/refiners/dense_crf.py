@@ -137,9 +137,7 @@ def make_condition(
     Differentiable in unaries, image and widths; on the lattice, whose weights are
     piecewise linear in the features, almost everywhere.
     """
-    b, height, width = image.shape[:3]
-    rows, columns = jnp.mgrid[:height, :width]
-    places = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32)
+    places, colors = make_features(image)
 
     def make_kernel(features: Float[Array, "n d"]) -> Kernel:
         points = features if exact else build_lattice(features)
@@ -147,14 +145,24 @@ def make_condition(
         return Kernel(points, jax.lax.rsqrt(total[:, 0] + _SMALL))
 
     def make_bilateral(colors: Float[Array, "n 3"]) -> Kernel:
-        scaled = [places / bilateral_width, 255 * colors / color_width]
+        scaled = [places / bilateral_width, colors / color_width]
         return make_kernel(jnp.concatenate(scaled, axis=1))
 
     return Condition(
         unary=unary,
         spatial=make_kernel(places / spatial_width),
-        bilateral=jax.lax.map(make_bilateral, image.reshape(b, -1, 3)),
+        bilateral=jax.lax.map(make_bilateral, colors),
     )
+
+
+def make_features(
+    image: Float[Array, "b h w 3"],
+) -> tuple[Float[Array, "n 2"], Float[Array, "b n 3"]]:
+    """Positions of the pixels, and their colours, 0 to 255."""
+    b, height, width = image.shape[:3]
+    rows, columns = jnp.mgrid[:height, :width]
+    places = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32)
+    return places, 255 * image.reshape(b, -1, 3)
 
 
 def compute_messages(
