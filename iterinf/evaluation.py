@@ -31,6 +31,7 @@ class Row(NamedTuple):
     gain_high: float
     step_size: float | None  # None: the plain network, which has none
     num_iterations: int
+    is_control: bool = False  # whether it is there for another row to be compared with
 
 
 def compute_class_iou(
@@ -143,6 +144,7 @@ def make_row(
     *,
     step_size: float | None = None,
     num_iterations: int = 0,
+    is_control: bool = False,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Row:
@@ -157,6 +159,7 @@ def make_row(
       blocks: the bootstrap block of each image.
       step_size: the chosen one; None for the plain network.
       num_iterations: the chosen number; 0 for the plain network.
+      is_control: whether another row is compared with it.
       num_resamples: see `bootstrap_gain`.
       seed: see `bootstrap_gain`.
     """
@@ -174,6 +177,7 @@ def make_row(
         gain_high=interval.high,
         step_size=None if step_size is None else float(step_size),
         num_iterations=int(num_iterations),
+        is_control=is_control,
     )
 
 

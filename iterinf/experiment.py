@@ -59,6 +59,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     check_class_names(experiment.dataset.classes)
     if mode == "check_data":
         experiment.check_data()
+        experiment.check_refiners()
         print(_describe_dataset(experiment.dataset))
         return
     experiment.check_same_data()

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from iterinf.errors import UserError
 from iterinf.inference import sweep
 from iterinf.metrics import confusion_matrix
 from iterinf.objectives import Networks, divide_split, propose, to_unit_range
@@ -47,7 +48,15 @@ def select(
 
     Returns:
       The choice; iteration 0, the segmenter itself, is never chosen.
+
+    Raises:
+      UserError: if no number is known.
     """
+    if np.isnan(mean_iou).all():
+        raise UserError(
+            "every image stops at once: no iteration has any to count; lower "
+            "selection.stop, or set selection.count_stopped"
+        )
     known = np.nan_to_num(mean_iou, nan=-1.0)  # no image is left to count: nan
     iteration, s = divmod(int(np.argmax(known.T)), len(step_sizes))
     return Selection(step_sizes[s], iteration + 1, float(mean_iou[s, iteration]))

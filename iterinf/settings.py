@@ -158,11 +158,32 @@ def _check_refiners(settings: Mapping[str, Any]) -> None:
         if name not in known:
             listed = ", ".join(sorted(known))
             raise UserError(f"config.refiners: unknown {name!r}; known: {listed}")
+    for name in names:
+        _check_end_to_end(name, known[name], settings["segmenter"])
     titles = [known[name]["title"] for name in names]
     for entries, what in ((names, "name"), (titles, "title")):
         for entry in entries:
             if list(entries).count(entry) > 1:
                 raise UserError(f"config.refiners: two have the {what} {entry!r}")
+
+
+def _check_end_to_end(
+    name: str, refiner: Mapping[str, Any], segmenter: Mapping[str, Any]
+) -> None:
+    """Only a segmenter that is trained here can be trained with a refiner."""
+    if "training" not in refiner:
+        return
+    if refiner["end_to_end"] and "training" not in segmenter:
+        raise UserError(
+            f"config.refiner.{name}.end_to_end is True, but the segmenter is not "
+            "trained here"
+        )
+    weight = refiner["objective"]["proposal_cross_entropy"]
+    if weight and not refiner["end_to_end"]:
+        raise UserError(
+            f"config.refiner.{name}.objective.proposal_cross_entropy is {weight!r}, "
+            "but y is frozen; expected 0 unless end_to_end"
+        )
 
 
 def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -15,7 +15,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 home=${ITERINF_HOME:-$HOME/iterinf}
-packages=(ml-collections grain array-record)  # what such machines tend to lack
+# What such machines tend to lack.
+packages=(ml-collections grain array-record jaxtyping wadler-lindig tqdm cloudpickle)
 part_size=60M
 
 pack() {
@@ -32,8 +33,10 @@ pack() {
 unpack() {
   mkdir -p "$home/parts"
   if [[ ! -d $home/site ]]; then
-    python3 -m pip install --quiet --no-index --no-deps --target "$home/site" \
+    rm -rf "$home/site.tmp"
+    python3 -m pip install --quiet --no-index --no-deps --target "$home/site.tmp" \
       offline/wheels/*.whl
+    mv "$home/site.tmp" "$home/site"
   fi
   cp offline/parts/camvid.* "$home/parts"
   if [[ $(ls "$home/parts" | wc -l) == "$(cat offline/num_parts)" ]]; then
@@ -54,4 +57,7 @@ run() {
   return $status
 }
 
-"$@"
+case ${1:-} in
+  pack | unpack | run) "$@" ;;
+  *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac

@@ -19,7 +19,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -89,41 +90,48 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def combine_tables(
-    tables: Sequence[pathlib.Path], paper: pathlib.Path
+    tables: Mapping[str, pathlib.Path], paper: pathlib.Path
 ) -> list[dict[str, str | float | None]]:
     """Sets rows of finished experiments beside the paper's rows of that name.
 
     Args:
-      tables: table.json of each experiment; control rows are left out.
+      tables: table.json by config; control rows are left out.
       paper: a csv with columns model and mean_iou, in per cent.
 
     Returns:
-      Rows of model, paper, ours, difference, gain, gain_low, gain_high: the paper's in
-      its order, then those that it does not have. None where there is no number.
+      Rows of model, config, paper, ours, difference, gain, gain_low, gain_high: the
+      paper's in its order, one for each config that has it, then those that it does
+      not have. None where there is no number.
     """
-    ours = {}
-    for table in tables:
-        for row in json.loads(table.read_text())["rows"]:
-            if ", " not in row["model"]:
-                ours[row["model"]] = row
     with paper.open() as file:
         published = {
             row["model"]: float(row["mean_iou"]) for row in csv.DictReader(file)
         }
+    ours: dict[str, list[dict[str, Any]]] = {model: [] for model in published}
+    for config, table in tables.items():
+        for row in json.loads(table.read_text())["rows"]:
+            if not row["is_control"]:
+                found = ours.setdefault(row["model"], [])
+                found.append(row | {"config": config})
+    missing = dict.fromkeys(
+        ("config", "mean_iou", "gain", "gain_low", "gain_high"), None
+    )
     rows = []
-    for model in [*published, *(name for name in ours if name not in published)]:
-        row, theirs = ours.get(model, {}), published.get(model)
-        mean_iou = row.get("mean_iou")
-        both = theirs is not None and mean_iou is not None
-        rows.append(
-            {
-                "model": model,
-                "paper": theirs,
-                "ours": mean_iou,
-                "difference": mean_iou - theirs if both else None,
-                **{key: row.get(key) for key in ("gain", "gain_low", "gain_high")},
-            }
-        )
+    for model, found in ours.items():
+        theirs = published.get(model)
+        for row in found or [missing]:
+            mean_iou = row["mean_iou"]
+            both = theirs is not None and mean_iou is not None
+            rows.append(
+                {
+                    "model": model,
+                    "config": row["config"],
+                    "paper": theirs,
+                    "ours": mean_iou,
+                    "difference": mean_iou - theirs if both else None,
+                    **{key: row[key] for key in ("gain", "gain_low", "gain_high")},
+                }
+            )
     return rows
 
 
@@ -132,11 +140,11 @@ def write_combined_table(
 ) -> None:
     """Writes table1.json, in full precision, and table1.md, with one decimal."""
     header = list(rows[0])
-    lines = [header, ["---", *(["---:"] * (len(header) - 1))]]
+    lines = [header, ["---", "---", *(["---:"] * (len(header) - 2))]]
     for row in rows:
-        model, *numbers = row.values()
+        model, config, *numbers = row.values()
         cells = ["-" if n is None else f"{n:.1f}" for n in numbers]
-        lines.append([str(model), *cells])
+        lines.append([str(model), str(config or "-"), *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     note = (
         "Mean IoU on test, in per cent. `gain` is the difference to the plain network "
@@ -155,6 +163,7 @@ def _run(argv: list[str]) -> None:
     started = time.monotonic()
     root, unfinished = pathlib.Path(str(_WORKDIR.value)), []
     first: dict[str, pathlib.Path] = {}  # workdir by what trains a segmenter
+    tables: dict[str, pathlib.Path] = {}
     try:
         create_folder(root)
         for name in _CONFIGS.value or []:
@@ -165,13 +174,16 @@ def _run(argv: list[str]) -> None:
             if path.suffix != ".py":
                 path = PAPER.parent.parent / "configs" / f"{name}.py"
             workdir = root / path.stem
+            if path.stem in tables:
+                raise UserError(f"--configs names {path.stem} twice")
+            tables[path.stem] = workdir / "results" / "table.json"
             if path.is_file():
                 source = first.setdefault(read_segmenter_config(path), workdir)
                 copy_segmenter(source, workdir)
             in_time = left is None or left > 0
             if not in_time or not run_config(str(path), workdir, argv[1:], left):
                 unfinished.append(name)
-        tables = sorted(root.glob("*/results/table.json"))
+        tables = {name: table for name, table in tables.items() if table.exists()}
         write_combined_table(combine_tables(tables, PAPER), root)
     except UserError as error:
         sys.exit(f"launch.table1: {error}")

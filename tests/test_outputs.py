@@ -95,7 +95,8 @@ def test_a_missing_file_is_named(folder):
         ({"probabilities": np.ones((34, 49, 11), "f")}, r"expected \(34, 50, 11\)"),
         ({"probabilities": np.ones((34, 50, 12), "f")}, r"expected \(34, 50, 11\)"),
         ({"probabilities": np.ones((34, 50, 11), "f")}, "do not sum to one"),
-        ({"probabilities": np.full((34, 50, 11), np.nan, "f")}, "do not sum to one"),
+        ({"probabilities": np.full((34, 50, 11), np.nan, "f")}, "that are not finite"),
+        ({"pool2": np.full((8, 12, 5), np.inf, "f")}, "pool2 .* that are not finite"),
         ({"probabilities": np.ones((34, 50, 11))}, "is float64, expected float16"),
         ({"pool2": np.ones((9, 12, 5), "f")}, r"pool2 .* expected \(8, 12, 5\)"),
         ({"pool2": np.ones((), "f")}, r"pool2 .* expected \(8, 12\)"),
@@ -123,6 +124,24 @@ def test_a_broken_file_is_named(folder):
     first_file(folder).write_bytes(first_file(folder).read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read as arrays"):
         _ = add_outputs(open_streets(), folder).train[0]
+
+
+@pytest.mark.parametrize("save", [np.savez_compressed, np.savez])
+def test_a_damaged_file_is_read_or_named(folder, rng, save):
+    """One flipped byte a time, all over the file: no other error gets out."""
+    save(first_file(folder), **make_arrays(rng))
+    whole = first_file(folder).read_bytes()
+    sentences = []
+    for place in np.linspace(0, len(whole) - 1, 150).astype(int):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        first_file(folder).write_bytes(bytes(damaged))
+        try:
+            _ = add_outputs(open_streets(), folder).train[0]
+        except UserError as error:
+            sentences.append(str(error))
+    assert all(str(first_file(folder)) in sentence for sentence in sentences)
+    assert len(sentences) > 100  # by the zip's checksums
 
 
 def test_all_files_hold_the_same_arrays(folder, rng):

@@ -118,6 +118,7 @@ def test_rows_hold_the_counts_of_their_own(refiners, plain):
                 BLOCKS,
                 step_size=row.step_size,
                 num_iterations=row.num_iterations,
+                is_control=key in ("one_reconstruction", "damped_step"),
                 num_resamples=20,
             )
 

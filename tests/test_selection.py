@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from iterinf import selection
+from iterinf.errors import UserError
 from iterinf.selection import count_refinements, select
 from iterinf.types import Batch
 
@@ -180,6 +181,11 @@ def test_select_takes_fewer_iterations_at_ties():
 def test_select_passes_over_iterations_that_count_nothing():
     curve = np.array([[0.1, 0.2, np.nan], [0.1, np.nan, np.nan]])
     assert select(curve, (0.1, 0.5)) == selection.Selection(0.1, 2, 0.2)
+
+
+def test_select_says_when_no_iteration_counts_anything():
+    with pytest.raises(UserError, match="every image stops at once.*selection.stop"):
+        select(np.full((2, 3), np.nan), (0.1, 0.5))
 
 
 def test_select_never_takes_iteration_zero():

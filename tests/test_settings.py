@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import precomputed
 from iterinf.errors import UserError
 from iterinf.settings import check_crops, check_settings, flatten, keep_settings
 from tests import tiny
@@ -32,6 +33,8 @@ def test_flatten():
         ("refiner.dae_y.selection.num_iterations", 0, "1 or more"),
         ("refiner.dae_y.selection.step_sizes", (), "numbers above 0"),
         ("refiner.dae_y.selection.damped_step_sizes", (0.0, 1.0), "numbers above 0"),
+        ("refiner.crf_rnn.model.color_width", 0.0, "above 0"),
+        ("refiner.dense_crf.selection.parameters.color_width", (0.0,), "above 0"),
         ("evaluation.batch_size", -1, "1 or more"),
         ("evaluation.num_resamples", 0, "1 or more"),
         ("segmenter.training.monitor", "validation/miou", ".*, validation/mean_iou"),
@@ -102,6 +105,10 @@ def test_whole_images_must_be_of_one_size():
         ({"refiners": ("dea_y",)}, "unknown 'dea_y'; known: .*dae_y, dae_ytrue"),
         ({"refiners": ("dae_y", "dae_y")}, "two have the name 'dae_y'"),
         ({"refiner__dae_y__title": "DAE(y_true)"}, "the title 'DAE\\(y_true\\)'"),
+        (
+            {"refiner__dae_y__objective__proposal_cross_entropy": 1.0},
+            "proposal_cross_entropy is 1.0, but y is frozen",
+        ),
     ],
 )
 def test_refiners_that_cannot_be_are_named(changes, message):
@@ -157,6 +164,13 @@ def test_what_shaped_a_result_is_bound_and_nothing_else(
             keep_settings(tmp_path, after)
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept == (after if free else before)
+
+
+def test_a_network_that_ran_elsewhere_is_not_trained_end_to_end():
+    config = precomputed.get_config()
+    config.refiner.dae_y.end_to_end = True
+    with pytest.raises(UserError, match="end_to_end is True, but the segmenter is not"):
+        check_settings(json.loads(config.to_json()))
 
 
 def test_where_the_data_lies_is_free_and_its_scale_is_not(tmp_path):

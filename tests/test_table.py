@@ -66,7 +66,7 @@ def test_csv_round_trip(tmp_path: Path) -> None:
     )
     assert refined["model"] == "FCN8 + DAE(y)"
     numbers = [float(refined[name]) for name in COLUMNS[1:]]
-    expected = [*REFINED.class_iou, *REFINED[2:]]
+    expected = [*REFINED.class_iou, *REFINED[2:-1]]  # but whether it is a control
     assert numbers == pytest.approx(expected, abs=5e-5)
     assert (refined["step_size"], refined["num_iterations"]) == ("0.08", "17")
 
@@ -78,11 +78,13 @@ def test_model_name_with_a_comma_stays_one_cell(tmp_path: Path) -> None:
 
 
 def test_json_has_full_precision(tmp_path: Path) -> None:
-    write_table([PLAIN, REFINED], CLASSES, tmp_path, NOTES, PROVENANCE)
+    control = REFINED._replace(is_control=True)
+    write_table([PLAIN, control], CLASSES, tmp_path, NOTES, PROVENANCE)
     document = json.loads((tmp_path / "table.json").read_text())
     assert document["classes"] == list(CLASSES)
     assert document["provenance"] == PROVENANCE
-    assert list(document["rows"][1]) == COLUMNS
+    assert list(document["rows"][1]) == [*COLUMNS, "is_control"]
+    assert [row["is_control"] for row in document["rows"]] == [False, True]
     assert document["rows"][1]["mean_iou"] == REFINED.mean_iou
     assert document["rows"][0]["step_size"] is None
 

@@ -29,6 +29,7 @@ def write_table(path, *rows):
     rows = [
         {
             "model": model,
+            "is_control": "reconstruction" in model,
             "mean_iou": iou,
             "gain": gain,
             "gain_low": gain - 1,
@@ -41,21 +42,31 @@ def write_table(path, *rows):
 
 
 def test_rows_stand_beside_the_papers(tmp_path):
-    tables = [
-        write_table(
+    tables = {
+        "a": write_table(
             tmp_path / "a" / "table.json",
             ("FCN8", 50.0, 0.0),
             ("FCN8 + DAE(y), one reconstruction", 51.0, 1.0),
             ("FCN8 + DAE(y)", 53.5, 3.5),
         ),
-        write_table(tmp_path / "b" / "table.json", ("FCN8 + new", 58.0, 2.0)),
-    ]
+        "b": write_table(
+            tmp_path / "b" / "table.json",
+            ("FCN8", 49.0, 0.0),
+            ("FCN8 + new", 58.0, 2.0),
+        ),
+    }
     rows = combine_tables(tables, PAPER)
     by_name = {row["model"]: row for row in rows}
-    assert len(rows) == 11 + 1
-    assert [row["model"] for row in rows][:2] == ["FCN8", "FCN8 + CRF"]
+    assert len(rows) == 11 + 2
+    first = [(row["model"], row["config"], row["ours"]) for row in rows[:3]]
+    assert first == [
+        ("FCN8", "a", 50.0),
+        ("FCN8", "b", 49.0),
+        ("FCN8 + CRF", None, None),
+    ]
     assert by_name["FCN8 + DAE(y)"] == {
         "model": "FCN8 + DAE(y)",
+        "config": "a",
         "paper": 60.0,
         "ours": 53.5,
         "difference": -6.5,
@@ -70,12 +81,12 @@ def test_rows_stand_beside_the_papers(tmp_path):
 
 
 def test_the_combined_table_is_written(tmp_path):
-    tables = [write_table(tmp_path / "a" / "table.json", ("FCN8", 50.04, 0.0))]
+    tables = {"a": write_table(tmp_path / "a" / "table.json", ("FCN8", 50.04, 0.0))}
     write_combined_table(combine_tables(tables, PAPER), tmp_path)
     lines = (tmp_path / "table1.md").read_text().splitlines()
-    assert lines[0].startswith("| model | paper | ours | difference | gain |")
-    assert lines[2] == "| FCN8 | 57.0 | 50.0 | -7.0 | 0.0 | -1.0 | 1.0 |"
-    assert lines[3] == "| FCN8 + CRF | 58.2 | - | - | - | - | - |"
+    assert lines[0].startswith("| model | config | paper | ours | difference | gain |")
+    assert lines[2] == "| FCN8 | a | 57.0 | 50.0 | -7.0 | 0.0 | -1.0 | 1.0 |"
+    assert lines[3] == "| FCN8 + CRF | - | 58.2 | - | - | - | - | - |"
     assert json.loads((tmp_path / "table1.json").read_text())[0]["ours"] == 50.04
 
 

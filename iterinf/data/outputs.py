@@ -13,7 +13,9 @@ halves the space.
 
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 from jaxtyping import Float
@@ -80,7 +82,10 @@ def _read_outputs(path: Path, record: Record, num_classes: int) -> Outputs:
             outputs = read_arrays(path)
         else:
             outputs = {"probabilities": np.load(path, allow_pickle=False)}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (
+        *(OSError, ValueError, EOFError, NotImplementedError),
+        *(BadZipFile, ZlibError, TokenError, SyntaxError),
+    ) as error:  # whatever NumPy makes of a damaged file
         raise UserError(f"{path} cannot be read as arrays ({error})") from error
     if "probabilities" not in outputs or not outputs.keys() <= STRIDES.keys():
         raise UserError(
@@ -98,6 +103,8 @@ def _read_outputs(path: Path, record: Record, num_classes: int) -> Outputs:
             raise UserError(
                 f"{name} of {path} is {array.dtype}, expected float16 or float32"
             )
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} of {path} has values that are not finite")
     y = outputs["probabilities"]
     sums = y.sum(axis=-1, dtype=np.float32)
     if not (y.min() >= 0 and np.abs(sums - 1).max() <= _TOLERANCE):

@@ -74,6 +74,7 @@ def make_rows(
                     blocks,
                     step_size=step_size,
                     num_iterations=num_iterations,
+                    is_control=key != "refined",
                     num_resamples=num_resamples,
                 )
             )

@@ -35,8 +35,8 @@ def write_table(
     Columns: model, the classes, mean_iou, global_accuracy, gain, gain_low, gain_high
     (per cent), step_size, num_iterations. A class absent from truth and prediction, and
     the step size of the plain network, are empty in the csv, null in the json and
-    "-" in the md. The json holds full precision under "rows", beside "classes" and
-    "provenance".
+    "-" in the md. The json holds full precision under "rows", where it also says which
+    rows are controls, beside "classes" and "provenance".
 
     Args:
       rows: the plain network first.
@@ -52,7 +52,10 @@ def write_table(
     records = [_make_record(row, classes) for row in rows]
     document = {
         "classes": list(classes),
-        "rows": records,
+        "rows": [
+            record | {"is_control": row.is_control}
+            for record, row in zip(records, rows, strict=True)
+        ],
         "notes": list(notes),
         "provenance": dict(provenance),
     }
