@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
+from iterinf.errors import UserError
 from iterinf.objectives import make_segmenter_loss
 from iterinf.segmenters import create_segmenter
 from iterinf.training import create_optimizer, create_train_state, make_train_step
@@ -31,7 +32,13 @@ _CACHE = flags.DEFINE_string("cache", None, "Where it lies; for the processes al
 
 
 def compile_step(config) -> dict[str, float]:
-    """Compiles the training step for its batch and crop size; returns the seconds."""
+    """Compiles the training step for its batch and crop size; returns the seconds.
+
+    Raises:
+      UserError: if the config trains no segmenter, or on whole images.
+    """
+    if "training" not in config.segmenter or not config.segmenter.training.crop_size:
+        raise UserError("this config trains no segmenter on crops")
     segmenter = create_segmenter(
         config.segmenter.name,
         num_classes=_NUM_CLASSES,
@@ -56,6 +63,15 @@ def compile_step(config) -> dict[str, float]:
 
 
 def _run(argv: list[str]) -> None:
+    try:
+        _measure()
+    except UserError as error:
+        sys.exit(f"launch.compile_time: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # it has said why
+
+
+def _measure() -> None:
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", _CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

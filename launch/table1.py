@@ -71,8 +71,16 @@ def run_config(
 
 
 def read_segmenter_config(path: pathlib.Path) -> str:
-    """A config without its refiners, as JSON: equal ones train equal segmenters."""
-    settings = json.loads(runpy.run_path(str(path))["get_config"]().to_json())
+    """A config without its refiners, as JSON: equal ones train equal segmenters.
+
+    Raises:
+      UserError: if the file holds no config.
+    """
+    try:
+        settings = json.loads(runpy.run_path(str(path))["get_config"]().to_json())
+    except Exception as error:  # whatever the user's file raises
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot read a config from {path} ({reason})") from error
     settings.pop("refiner"), settings.pop("refiners")
     return json.dumps(settings, sort_keys=True)
 
@@ -84,7 +92,7 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
     copy = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source / "segmenter", copy / "segmenter")
-    for name in ("config.json", "data.json"):
+    for name in ("config.json", "data.json", "runs.jsonl"):
         shutil.copy(source / name, copy)
     copy.rename(target)
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from iterinf.errors import UserError
 from iterinf.experiment import run
 from launch.table1 import (
     PAPER,
@@ -157,6 +158,14 @@ def test_ablations_share_the_segmenter_of_the_config_that_they_change():
     assert '"seed": 0' in first
 
 
+@pytest.mark.parametrize("text", ["def get_config(:", "x = 1", "import nothing_there"])
+def test_a_file_that_is_no_config_is_named(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match="cannot read a config from .*mine.py"):
+        read_segmenter_config(path)
+
+
 def test_titles_of_configs_do_not_meet_in_one_table():
     """But for plain networks, and for schedules of one experiment."""
     titles = []
@@ -177,12 +186,14 @@ def test_a_finished_segmenter_is_taken_over_once(tmp_path):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
     (source / "data.json").write_text("data")
+    (source / "runs.jsonl").write_text("runs")
     copy_segmenter(source, target)
     assert not target.exists()  # the first is not finished
     (source / "results").mkdir()
     copy_segmenter(source, target)
     found = sorted(str(path.relative_to(target)) for path in target.rglob("*"))
-    expected = ["config.json", "data.json", "segmenter", "segmenter/summary.json"]
+    expected = ["config.json", "data.json", "runs.jsonl"]
+    expected += ["segmenter", "segmenter/summary.json"]
     assert found == expected
     (source / "config.json").write_text("another")
     copy_segmenter(source, target)
