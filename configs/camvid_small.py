@@ -3,7 +3,7 @@
 Against configs/camvid_fcn8.py: frames of 180x240, crops of 112, FCN-8 at a quarter of
 the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read the image
 and all pools up to pool4, start as the identity and keep an average of their
-parameters. The context module and the CRF-RNN have 16 and 12 epochs, the CRF 12 of the
+parameters. The context module and the CRF-RNN have 40 and 12 epochs, the CRF 12 of the
 36 choices. docs/results.md says what else was tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
@@ -51,7 +51,7 @@ def get_config():
             "options": {},
         }
     context_module, crf_rnn = config.refiner.context_module, config.refiner.crf_rnn
-    for refiner, num_epochs in ((context_module, 16), (crf_rnn, 12)):
+    for refiner, num_epochs in ((context_module, 40), (crf_rnn, 12)):
         refiner.training.update(
             crop_size=(112, 112),
             num_epochs=num_epochs,

@@ -46,7 +46,7 @@ def get_config():
         }
     config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_y")
     config.refiner.context_module.training.update(
-        crop_size=(64, 64), num_epochs=8, patience=4
+        crop_size=(64, 64), num_epochs=12, patience=4
     )
     config.refiner.dense_crf.selection.parameters.update(
         color_width=(13.0,), bilateral_weight=(3.0, 10.0)

@@ -188,11 +188,14 @@ def _reconstruct(
     """Applies y <- r(y, condition) several times; options are those of `condition`."""
     condition = refiner.apply(variables, candidate, method=refiner.condition, **options)
 
-    def reconstruct(y, _):
-        y = refiner.apply(variables, y, condition, method=refiner.reconstruct)
-        return y, None
+    def reconstruct(y):
+        return refiner.apply(variables, y, condition, method=refiner.reconstruct)
 
-    return jax.lax.scan(reconstruct, candidate.y, length=num_iterations)[0]
+    if num_iterations == 1:  # in a loop XLA's convolutions on a CPU are far slower
+        return reconstruct(candidate.y)
+    return jax.lax.fori_loop(
+        0, num_iterations, lambda _, y: reconstruct(y), candidate.y
+    )
 
 
 def make_validation(
