@@ -2,10 +2,12 @@
 
 import json
 import time
+import zlib
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from iterinf.data import Split
 from iterinf.evaluation import compute_mean_iou
@@ -30,6 +32,7 @@ class Sweep(NamedTuple):
     initial_mean_iou: float  # of the segmenter's y
     mean_iou: list[list[float]]  # [step size, iteration], after 1.. iterations
     seconds: float
+    settings: int  # checksum of the rest of the refiner's settings
 
 
 def choose(experiment: Experiment, name: str) -> Selection:
@@ -88,8 +91,13 @@ def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
         dict(zip(grid.parameters, values, strict=True))
         for values in product(*grid.parameters.values())
     ]
+    settings = _sum_settings(experiment.config.refiner[name])
     done = [Sweep(**json.loads(line)) for line in read_lines(path)]
-    sweeps = [sweep for sweep in done if sweep.parameters in tried]
+    sweeps = [
+        sweep
+        for sweep in done
+        if sweep.parameters in tried and sweep.settings == settings
+    ]
     for i, parameters in enumerate(tried):
         if parameters in [sweep.parameters for sweep in sweeps]:
             continue
@@ -109,10 +117,18 @@ def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
             float(compute_mean_iou(counts.initial.sum(axis=0))),
             compute_mean_iou(counts.refined.sum(axis=0)).tolist(),
             time.monotonic() - started,
+            settings,
         )
         append_line(path, json.dumps(sweep._asdict()))
         sweeps.append(sweep)
     return sweeps
+
+
+def _sum_settings(refiner: ConfigDict) -> int:
+    """A checksum of what a sweep depends on beside the values that it tries."""
+    settings = json.loads(refiner.to_json())
+    settings.pop("title"), settings["selection"].pop("parameters")
+    return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
 
 
 def evaluate_segmenter(experiment: Experiment) -> None:

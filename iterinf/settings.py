@@ -220,16 +220,14 @@ def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[s
         folder = workdir / "refiners" / name
         yield f"refiner.{name}.title"
         if not (folder / "selection.json").exists():
-            yield f"refiner.{name}.selection.parameters"
-            if not (folder / "sweep.jsonl").exists():
-                yield f"refiner.{name}.selection"
-        if not has_results(folder):
-            yield f"refiner.{name}"
+            yield f"refiner.{name}.selection"
+            if not has_checkpoint(folder):
+                yield f"refiner.{name}"
 
 
 def has_results(folder: pathlib.Path) -> bool:
     """Whether anything has been trained, chosen or measured under a folder."""
-    files = ("summary.json", "sweep.jsonl", "selection.json", "test.npz")
+    files = ("summary.json", "selection.json", "test.npz")
     return has_checkpoint(folder) or any(
         True for name in files for _ in folder.rglob(name)
     )

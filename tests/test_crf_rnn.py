@@ -40,20 +40,24 @@ def test_number_of_parameters(rng, k):
 def test_starts_as_the_dense_crf_of_its_weights(rng):
     options = {"spatial_weight": 2.0, "bilateral_weight": 4.0, "color_width": 20.0}
     candidate = make_candidate(rng)
-    refiner = create_refiner("crf_rnn", num_classes=3, **options)
+    refiner = create_refiner("crf_rnn", num_classes=3, exact=True, **options)
     variables = jax.jit(refiner.init)(jax.random.key(0), candidate)
     found = jax.jit(lambda v, c: iterate(refiner, v, c, 10))(variables, candidate)
     expected = iterinf.dense_crf(
-        candidate.y, candidate.image, bilateral_width=160.0, **options
+        candidate.y, candidate.image, bilateral_width=160.0, exact=True, **options
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("learn_widths", [False, True])
 def test_gradients_are_those_of_finite_differences(rng, learn_widths):
-    """Of the loss through 5 iterations, along a way through all parameters."""
+    """Of the loss through 5 iterations; of widths where they are smooth in them."""
     refiner = create_refiner(
-        "crf_rnn", num_classes=3, learn_widths=learn_widths, color_width=20.0
+        "crf_rnn",
+        num_classes=3,
+        learn_widths=learn_widths,
+        exact=learn_widths,
+        color_width=20.0,
     )
     candidate = make_candidate(rng)
     params = jax.jit(refiner.init)(jax.random.key(0), candidate)["params"]
@@ -88,12 +92,12 @@ def test_gradients_are_those_of_finite_differences(rng, learn_widths):
             assert found == 0
         else:
             np.testing.assert_allclose(found, numeric, rtol=0.03, atol=3e-4)
-            assert name == "bilateral_width" or abs(found) > 1e-3
+            assert name == "bilateral_width" or abs(found) > 1e-4
 
 
 def test_a_batch_is_its_members(rng):
     candidate = make_candidate(rng, 4)
-    refiner = create_refiner("crf_rnn", num_classes=3)
+    refiner = create_refiner("crf_rnn", num_classes=3, exact=True)
     variables = jax.jit(refiner.init)(jax.random.key(0), candidate)
     run = jax.jit(lambda v, c: iterate(refiner, v, c, 5))
     together = run(variables, candidate)

@@ -135,8 +135,9 @@ def test_a_batch_is_its_members(rng):
 
 def test_images_of_bytes_and_of_floats_agree(rng):
     y, image = make_scene(rng)
-    found = iterinf.dense_crf(y, (image / 255).astype(np.float32))
-    np.testing.assert_allclose(found, iterinf.dense_crf(y, image), atol=1e-4)
+    floats = (image / 255).astype(np.float32)
+    found, expected = (iterinf.dense_crf(y, x, exact=True) for x in (floats, image))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_logits_give_what_their_softmax_gives(rng):
@@ -147,10 +148,13 @@ def test_logits_give_what_their_softmax_gives(rng):
     )
 
 
-@pytest.mark.parametrize(("size", "k"), [((1, 1), 2), ((1, 17), 2), ((17, 1), 21)])
-def test_lines_of_pixels_and_any_number_of_classes(rng, size, k):
+@pytest.mark.parametrize(
+    ("size", "k", "exact"),
+    [((1, 1), 2, False), ((1, 17), 2, True), ((17, 1), 21, False)],
+)
+def test_lines_of_pixels_and_any_number_of_classes(rng, size, k, exact):
     y, image = make_scene(rng, size, k)
-    found = iterinf.dense_crf(y, image)
+    found = iterinf.dense_crf(y, image, exact=exact)
     assert found.shape == y.shape
     np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
     expected = infer_in_numpy(y, image, (3 * np.eye(k), 10 * np.eye(k)), 10)
@@ -163,7 +167,7 @@ def test_the_refiner_is_the_function(rng):
     candidate = iterinf.Candidate(
         jnp.asarray(y[None]), {}, jnp.asarray(image[None] / np.float32(255))
     )
-    refiner = iterinf.create_refiner("dense_crf", num_classes=3)
+    refiner = iterinf.create_refiner("dense_crf", num_classes=3, exact=True)
 
     @jax.jit
     def infer(candidate):
@@ -177,7 +181,7 @@ def test_the_refiner_is_the_function(rng):
         ).y
 
     np.testing.assert_allclose(
-        infer(candidate)[0], iterinf.dense_crf(y, image), atol=1e-5
+        infer(candidate)[0], iterinf.dense_crf(y, image, exact=True), atol=1e-5
     )
 
 
@@ -188,7 +192,7 @@ def test_gradients_inside_jit_are_those_of_finite_differences(rng):
     @jax.jit
     def compute(weight, logits):
         q = iterinf.dense_crf(
-            logits, image, 3, from_logits=True, bilateral_weight=weight
+            logits, image, 3, from_logits=True, bilateral_weight=weight, exact=True
         )
         return jnp.vdot(q, target)
 

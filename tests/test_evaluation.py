@@ -167,7 +167,7 @@ def test_row_of_the_plain_network() -> None:
     np.testing.assert_allclose(row.class_iou, 100 * CLASS_IOU)
     assert row.mean_iou == pytest.approx(100 * CLASS_IOU.mean())
     assert row.global_accuracy == pytest.approx(56.25)
-    assert row[4:] == (0.0, 0.0, 0.0, None, 0)
+    assert row[4:] == (0.0, 0.0, 0.0, None, 0, False)
 
 
 def test_row_of_a_refiner() -> None:
@@ -176,4 +176,4 @@ def test_row_of_a_refiner() -> None:
     plain = make_row("FCN8", before, before, range(30))
     assert row.gain == pytest.approx(row.mean_iou - plain.mean_iou, rel=1e-9)
     assert row[4:7] == bootstrap_gain(before, after, range(30))
-    assert row[7:] == (0.08, 17)
+    assert row[7:] == (0.08, 17, False)

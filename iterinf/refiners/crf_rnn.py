@@ -35,7 +35,9 @@ class CRFRNN(nn.Module):
       bilateral_width: pixels.
       color_width: of 255 levels.
       bilateral_weight: where that kernel's weights start.
-      learn_widths: whether gradients reach the widths, by way of the lattice's weights.
+      learn_widths: whether gradients reach the widths. The lattice is piecewise linear
+        in them, and its pieces are small: gradients are right, and rough; those of
+        `exact` are smooth.
       exact: see `DenseCRF`.
 
     Source: Zheng et al. 2015, "Conditional Random Fields as Recurrent Neural
