@@ -92,8 +92,9 @@ def read_parameters(workdir):
 
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_the_same(tmp_path):
-    workdir, killed, cache = (tmp_path / name for name in ("whole", "killed", "cache"))
+    workdir, killed = tmp_path / "whole", tmp_path / "killed"
     run(tiny.get_config(), workdir, "run", "")
+    cache = jax.config.jax_compilation_cache_dir
     for number, *moment in draw_moments():
         done = run_driver(killed, cache, int(number), *moment)
         expected = {signal.SIGTERM: 0, signal.SIGINT: 130}.get(number, -number)
