@@ -25,7 +25,7 @@ def get_config():
         statistics="running",
     )
     segmenter.training.update(
-        batch_size=10, crop_size=(112, 112), num_epochs=80, patience=15
+        batch_size=10, crop_size=(112, 112), num_epochs=60, patience=12
     )
     segmenter.training.optimizer.decay_per_epoch = 0.97
     segmenter.fine_tuning.num_epochs = 0
