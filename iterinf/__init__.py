@@ -1,10 +1,10 @@
 """Image segmentation by iterative inference (Romero et al. 2017), in JAX and Flax."""
 
+from iterinf.crf import dense_crf
 from iterinf.inference import refine, refine_step, sweep
 from iterinf.metrics import confusion_matrix, mean_iou
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.refiners import create_refiner
-from iterinf.refiners.dense_crf import dense_crf
 from iterinf.segmenters import create_segmenter
 from iterinf.types import Batch, Candidate, Refinement
 

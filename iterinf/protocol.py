@@ -51,7 +51,10 @@ def choose(experiment: Experiment, name: str) -> Selection:
     selections = [
         select(np.asarray(sweep.mean_iou), grid.step_sizes) for sweep in sweeps
     ]
-    best = max(range(len(sweeps)), key=lambda i: selections[i].mean_iou)
+    best = max(  # of equals, fewer iterations
+        range(len(sweeps)),
+        key=lambda i: (selections[i].mean_iou, -selections[i].num_iterations),
+    )
     sweep = sweeps[best]
     selection = selections[best]._replace(parameters=sweep.parameters)
     content: dict[str, Any] = {"refined": selection._asdict()}

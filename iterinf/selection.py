@@ -97,6 +97,9 @@ def count_refinements(
 
     Returns:
       Integer counts of every image.
+
+    Raises:
+      UserError: if a y is not finite.
     """
     num_images = len(split.label)
     batches = divide_split(split, batch_size, void=num_classes)
@@ -114,6 +117,12 @@ def count_refinements(
             jnp.asarray(step_sizes, jnp.float32),
         )
         initial, refined = jax.device_get((initial, refined))
+    if min(initial.min(), refined.min()) < 0:
+        whose = "the segmenter" if initial.min() < 0 else "the refiner"
+        raise UserError(
+            f"{whose} gives probabilities that are not finite, at sizes of image "
+            f"{split.label.shape[1:]}; a kernel may be too narrow, or training failed"
+        )
     k = num_classes
     return Counts(
         initial.reshape(-1, k, k)[:num_images],
@@ -175,6 +184,8 @@ def _count_batches(
 
         def observe(state: Stopping):
             counts = jax.vmap(count_image)(batch.label, jnp.argmax(state.y, axis=-1))
+            is_bad = jnp.any(jnp.isnan(state.y), axis=(1, 2, 3))
+            counts = jnp.where(is_bad[:, None, None], -1, counts)
             if state.moving is None or count_stopped:
                 return counts
             return jnp.where(state.moving[:, None, None], counts, 0)

@@ -42,9 +42,16 @@ def _is_size(value: Any) -> bool:
 
 
 def _are_positive(values: Any) -> bool:
-    """Whether these are numbers above 0, at least one."""
-    return bool(values) and all(
-        isinstance(value, int | float) and value > 0 for value in values
+    """Whether this is a list of numbers above 0, at least one."""
+    return _are_numbers(values) and min(values) > 0
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether this is a list of numbers, at least one."""
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(value, int | float) for value in values)
     )
 
 
@@ -76,11 +83,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "numbers above 0, or none",
     ),
     **dict.fromkeys(
-        ("spatial_width", "bilateral_width", "color_width"),
+        ("spatial_width", "bilateral_width"),
         (
             lambda value: _are_positive(value if isinstance(value, list) else [value]),
             "above 0",
         ),
+    ),
+    "color_width": (
+        lambda value: min(value if isinstance(value, list) else [value]) >= 1,
+        "1 or more, of 255 levels",
     ),
     "flip_probability": (lambda value: 0 <= value <= 1, "0 to 1"),
 }
@@ -95,6 +106,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for key, value in flatten(settings).items():
         if key.endswith("fine_tuning.num_epochs") and value == 0:
             continue  # no such phase
+        if ".selection.parameters." in key and not _are_numbers(value):
+            raise UserError(f"config.{key} is {value!r}, expected a list of numbers")
         holds, expected = _RULES.get(key.rpartition(".")[-1], (None, ""))
         if holds and not holds(value):
             raise UserError(f"config.{key} is {value!r}, expected {expected}")
@@ -227,7 +240,7 @@ def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[s
 
 def has_results(folder: pathlib.Path) -> bool:
     """Whether anything has been trained, chosen or measured under a folder."""
-    files = ("summary.json", "selection.json", "test.npz")
+    files = ("summary.json", "sweep.jsonl", "selection.json", "test.npz")
     return has_checkpoint(folder) or any(
         True for name in files for _ in folder.rglob(name)
     )

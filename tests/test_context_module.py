@@ -56,6 +56,33 @@ def test_number_of_parameters(rng, options, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
 
 
+def test_is_the_table_of_the_paper(rng):
+    """Yu & Koltun 2016, table 1, basic; a convolution and a ReLU at a time."""
+    candidate = make_candidate(rng, (40, 43))
+    refiner = create_refiner("context_module", num_classes=3)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32) / 3,
+        refiner.init(jax.random.key(0), candidate),
+    )
+    params = variables["params"]
+    x = jnp.log(jnp.maximum(candidate.y, 1e-4) / 1e-4)
+    for i, dilation in enumerate([1, 1, 2, 4, 8, 16, 1]):
+        layer = params["first" if i == 0 else f"layers_{i - 1}"]
+        x = jax.lax.conv_general_dilated(
+            x,
+            layer["kernel"],
+            (1, 1),
+            "SAME",
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jnp.maximum(x + layer["bias"][None, None, None], 0)
+    x = x @ params["last"]["kernel"][0, 0] + params["last"]["bias"][None, None, None]
+    found = jax.jit(refiner.apply)(variables, candidate)
+    np.testing.assert_allclose(found, jax.nn.softmax(x), atol=1e-5)
+    assert np.asarray(found).std(axis=(0, 1, 2)).min() > 0.005
+
+
 @pytest.mark.parametrize("padding", ["same", "once"])
 def test_a_pixel_sees_67_by_67(rng, padding):
     candidate = make_candidate(rng, (80, 80), k=2)

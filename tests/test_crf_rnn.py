@@ -10,7 +10,7 @@ from iterinf.objectives import make_refiner_loss
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.types import Batch, Candidate
-from tests.test_dense_crf import make_scene
+from tests.test_dense_crf import infer_in_numpy, make_scene
 
 
 def make_candidate(rng, batch=2, k=3):
@@ -47,6 +47,32 @@ def test_starts_as_the_dense_crf_of_its_weights(rng):
         candidate.y, candidate.image, bilateral_width=160.0, exact=True, **options
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_weights_and_compatibility_are_those_of_mean_field(rng):
+    """W_m = C diag(w_m); y of zeros and ones, whose unaries reach down to 1e-20."""
+    candidate = make_candidate(rng)
+    y = np.eye(3, dtype=np.float32)[np.asarray(candidate.y).argmax(axis=-1)]
+    refiner = create_refiner("crf_rnn", num_classes=3, exact=True, color_width=20.0)
+    variables = jax.jit(refiner.init)(jax.random.key(0), candidate)
+    drawn = {
+        "spatial_weight": rng.uniform(10, 60, 3),
+        "bilateral_weight": rng.uniform(10, 60, 3),
+        "compatibility": np.eye(3) + rng.normal(size=(3, 3)) / 2,
+    }
+    drawn = {name: jnp.asarray(x, jnp.float32) for name, x in drawn.items()}
+    variables = {"params": variables["params"] | drawn}
+    found = jax.jit(lambda v, c: iterate(refiner, v, c, 2))(
+        variables, candidate._replace(y=jnp.asarray(y))
+    )
+    weights = [
+        drawn["compatibility"] @ np.diag(drawn[name])
+        for name in ("spatial_weight", "bilateral_weight")
+    ]
+    image = np.round(255 * np.asarray(candidate.image[0]))
+    expected = infer_in_numpy(y[0], image, weights, 2, (3, 160, 20), lowest=1e-20)
+    np.testing.assert_allclose(found[0], expected, atol=1e-3)
+    assert np.mean(expected.argmax(-1) != y[0].argmax(-1)) > 0.02
 
 
 @pytest.mark.parametrize("learn_widths", [False, True])

@@ -1,5 +1,7 @@
 """The dense CRF against mean field over all pairs of pixels, and against pydensecrf."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def softmax(x):
     return x / x.sum(axis=-1, keepdims=True)
 
 
-def infer_in_numpy(y, image, weights, num_iterations, widths=(3, 80, 13)):
+def infer_in_numpy(y, image, weights, num_iterations, widths=(3, 80, 13), lowest=1e-5):
     """Kraehenbuehl & Koltun 2011, algorithm 1, by matrices of all pairs of pixels."""
     height, width, k = y.shape
     places = np.indices((height, width)).reshape(2, -1).T
@@ -42,7 +44,7 @@ def infer_in_numpy(y, image, weights, num_iterations, widths=(3, 80, 13)):
         kernel = np.exp(-squares / 2)
         norm = 1 / np.sqrt(kernel.sum(axis=1))
         kernels.append(norm[:, None] * kernel * norm)
-    unary = np.log(np.clip(y.reshape(-1, k).astype(float), 1e-5, 1))
+    unary = np.log(np.clip(y.reshape(-1, k).astype(float), lowest, 1))
     q = y.reshape(-1, k)
     for _ in range(num_iterations):
         messages = [
@@ -59,6 +61,15 @@ def test_exact_inference_is_mean_field_over_all_pairs(rng, num_iterations):
     expected = infer_in_numpy(y, image, (3 * np.eye(3), 10 * np.eye(3)), num_iterations)
     np.testing.assert_allclose(found, expected, atol=2e-4)
     assert np.mean(found.argmax(-1) != y.argmax(-1)) > 0.02
+
+
+def test_zeros_are_clipped_as_pydensecrf_does(rng):
+    y, image = make_scene(rng)
+    y = np.eye(3, dtype=np.float32)[y.argmax(axis=-1)]
+    options = {"spatial_weight": 3.0, "bilateral_weight": 3.0}
+    found = iterinf.dense_crf(y, image, 1, exact=True, **options)
+    expected = infer_in_numpy(y, image, (3 * np.eye(3), 3 * np.eye(3)), 1)
+    np.testing.assert_allclose(np.log(found), np.log(expected), atol=1e-3)
 
 
 def test_full_compatibility_is_mean_field_over_all_pairs(rng):
@@ -89,22 +100,21 @@ def test_lattice_is_near_exact_inference(rng):
     assert np.abs(exact - y).mean() > 0.1
 
 
-@pytest.mark.parametrize("bilateral_width", [3.0, 80.0])
+@pytest.mark.parametrize("bilateral_width", [3, 80])
 @pytest.mark.parametrize("k", [2, 21])
-def test_agrees_with_pydensecrf(rng, bilateral_width, k):
-    peer = pytest.importorskip(
-        "pydensecrf.densecrf", reason="needs the extra 'bench', which has pydensecrf2"
+def test_agrees_with_pydensecrf(bilateral_width, k):
+    with np.load(Path(__file__).parent / "data" / "pydensecrf.npz") as arrays:
+        case = f"k{k}_width{bilateral_width}"
+        y, image, expected = (
+            arrays[f"{case}_{name}"] for name in ("y", "image", "inferred")
+        )
+    y = y.astype(np.float32)
+    found = np.asarray(
+        iterinf.dense_crf(y, image, bilateral_width=float(bilateral_width))
     )
-    y, image = make_scene(rng, (40, 50), k)
-    found = np.asarray(iterinf.dense_crf(y, image, bilateral_width=bilateral_width))
-    crf = peer.DenseCRF2D(50, 40, k)
-    unary = -np.log(np.clip(y, 1e-5, 1)).reshape(-1, k).T
-    crf.setUnaryEnergy(unary.astype(np.float32).copy())
-    crf.addPairwiseGaussian(sxy=3, compat=3)
-    crf.addPairwiseBilateral(sxy=bilateral_width, srgb=13, rgbim=image, compat=10)
-    expected = np.array(crf.inference(10)).T.reshape(y.shape)
     assert np.mean(found.argmax(-1) == expected.argmax(-1)) >= 0.999
     assert np.abs(found - expected).mean() < 1e-3
+    assert np.mean(expected.argmax(-1) != y.argmax(-1)) > 0.02
 
 
 def test_weights_as_number_diagonal_and_matrix_agree(rng):
@@ -208,6 +218,19 @@ def test_gradients_inside_jit_are_those_of_finite_differences(rng):
     )
 
 
+def test_works_where_weights_alone_or_nothing_is_traced(rng):
+    y, image = (jnp.asarray(array) for array in make_scene(rng))
+
+    @jax.jit
+    def compute(weight):
+        weighted = iterinf.dense_crf(y, image, 2, bilateral_weight=weight, exact=True)
+        return weighted, iterinf.dense_crf(y, image, 2, exact=True)
+
+    expected = iterinf.dense_crf(y, image, 2, exact=True)
+    for found in compute(10.0):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -221,8 +244,12 @@ def test_gradients_inside_jit_are_those_of_finite_differences(rng):
         (lambda y, x: (y[:0], x[:0], {}), "no pixel"),
         (lambda y, x: (y, x.astype(np.float32), {}), "expected 0 to 1, or uint8"),
         (lambda y, x: (y, x.astype(np.int32), {}), "image of int32"),
-        (lambda y, x: (y, x, {"color_width": 0.0}), "width 0.0"),
-        (lambda y, x: (y, x, {"color_width": 1e-9}), "too narrow"),
+        (lambda y, x: (y, x, {"spatial_width": 0.0}), "spatial_width is 0.0"),
+        (lambda y, x: (y, x, {"spatial_width": 1e-9}), "too narrow.*spatial_width 1e-"),
+        (lambda y, x: (y, x, {"color_width": 0.05}), "at least 1, of 255 levels"),
+        (lambda y, x: (y, x, {"bilateral_width": np.ones(2)}), r"\[1.0, 1.0\]: expect"),
+        (lambda y, x: (y, x, {"num_iterations": -1}), "num_iterations is -1"),
+        (lambda y, x: (y, x, {"bilateral_weight": np.nan}), "bilateral_weight is nan"),
         (lambda y, x: (y, x, {"spatial_weight": np.ones(4)}), r"spatial_weight .*\(4,"),
     ],
 )

@@ -120,6 +120,19 @@ def test_gradients_are_those_of_finite_differences(rng):
     check_grads(compute, (jnp.float32(1.3), values), 1, ["rev"], 2e-2, 2e-2, eps=1e-3)
 
 
+def test_second_derivatives_are_right_or_refused(rng):
+    features = jnp.asarray(rng.uniform(0, 2, (15, 2)), jnp.float32)
+    values = jnp.asarray(rng.normal(size=(15, 2)), jnp.float32)
+
+    def compute(scale, values):
+        return jnp.sum(run(scale * features, values) ** 3)
+
+    half = jax.grad(lambda values: compute(1.3, values))
+    check_grads(jax.jit(half), (values,), 1, ["rev"], 2e-2, 2e-2, eps=1e-2)
+    with pytest.raises(NotImplementedError, match="first derivatives alone"):
+        jax.grad(jax.grad(compute))(1.3, values)
+
+
 def test_transposed_filter_is_the_gradient(rng):
     features = jnp.asarray(rng.normal(size=(60, 2)), jnp.float32)
     values, other = jnp.asarray(rng.normal(size=(2, 60, 3)), jnp.float32)

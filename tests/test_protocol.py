@@ -19,6 +19,7 @@ from tests import tiny
 def get_config():
     config = tiny.get_config()
     config.refiners = ("dense_crf", "crf_rnn")
+    config.refiner.dense_crf.model.exact = False
     return config
 
 
@@ -74,7 +75,7 @@ def test_test_runs_with_the_numbers_chosen(workdir):
     batch = batch._replace(image=jnp.asarray(batch.image))
     y = propose(experiment.segmenter, experiment.segmenter_variables, batch).y
     refined = iterinf.dense_crf(
-        y, batch.image, chosen["num_iterations"], exact=True, **chosen["parameters"]
+        y, batch.image, chosen["num_iterations"], **chosen["parameters"]
     )
     labels = np.asarray(refined).argmax(axis=-1)
     found = read_arrays(folder / "test.npz")["refined"]
@@ -83,6 +84,22 @@ def test_test_runs_with_the_numbers_chosen(workdir):
             jnp.asarray(batch.label[i]), jnp.asarray(labels[i]), 11
         )
         assert np.abs(found[i] - np.asarray(expected)).sum() <= 4  # near ties
+
+
+def test_of_equal_values_those_with_fewer_iterations_are_chosen(
+    workdir, tmp_path, monkeypatch
+):
+    curves = {1.0: [[0.1, 0.2, 0.3]], 2.0: [[0.1, 0.3, 0.2]], 3.0: [[0.1, 0.3, 0.3]]}
+    sweeps = [
+        protocol.Sweep({"bilateral_weight": weight}, 0.1, curve, 1.0, 0)
+        for weight, curve in curves.items()
+    ]
+    monkeypatch.setattr(protocol, "_sweep_parameters", lambda *_: sweeps)
+    experiment = Experiment(get_config(), workdir)
+    monkeypatch.setattr(experiment, "workdir", tmp_path)
+    (tmp_path / "refiners" / "dense_crf").mkdir(parents=True)
+    choice = protocol.choose(experiment, "dense_crf")
+    assert choice == (1.0, 2, 0.3, {"bilateral_weight": 2.0})
 
 
 def test_an_interrupted_grid_goes_on(workdir, monkeypatch):

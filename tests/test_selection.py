@@ -122,6 +122,17 @@ def test_counts_equal_a_plain_loop(num_images, batch_size):
     assert len(np.unique(refined.reshape(num_images, -1, 9), axis=1)[0]) > 4
 
 
+@pytest.mark.parametrize("name", ["segmenter", "refiner"])
+def test_probabilities_that_are_not_finite_are_no_labelling(name):
+    networks, split = make_problem()
+    params = networks[name]["params"]
+    networks[name] = {"params": jax.tree.map(lambda x: x * np.nan, params)}
+    with pytest.raises(
+        UserError, match=f"the {name} gives probabilities .* not finite"
+    ):
+        count(networks, split)
+
+
 @pytest.mark.parametrize("count_stopped", [True, False])
 def test_each_image_stops_by_itself(count_stopped):
     networks, split = make_problem()

@@ -33,8 +33,11 @@ def test_flatten():
         ("refiner.dae_y.selection.num_iterations", 0, "1 or more"),
         ("refiner.dae_y.selection.step_sizes", (), "numbers above 0"),
         ("refiner.dae_y.selection.damped_step_sizes", (0.0, 1.0), "numbers above 0"),
-        ("refiner.crf_rnn.model.color_width", 0.0, "above 0"),
-        ("refiner.dense_crf.selection.parameters.color_width", (0.0,), "above 0"),
+        ("refiner.crf_rnn.model.color_width", 0.0, "1 or more"),
+        ("refiner.dense_crf.selection.parameters.color_width", (0.5,), "1 or more, of"),
+        ("refiner.dense_crf.selection.parameters.spatial_width", (0.0,), "above 0"),
+        ("refiner.dense_crf.selection.parameters.spatial_weight", (), "a list of numb"),
+        ("refiner.dense_crf.selection.parameters.color_width", ("a",), "a list of"),
         ("evaluation.batch_size", -1, "1 or more"),
         ("evaluation.num_resamples", 0, "1 or more"),
         ("segmenter.training.monitor", "validation/miou", ".*, validation/mean_iou"),
@@ -149,6 +152,7 @@ CHOICE = "refiners/dae_y/selection.json"
         ((SEGMENTER, CHOICE), "refiner.dae_y.selection.num_iterations", 9, False),
         ((SEGMENTER, CHOICE), "refiner.dae_y.objective.sigma", 0.3, False),
         ((SEGMENTER, CHOICE), "refiner.dae_y.title", "another", True),
+        (("refiners/dense_crf/sweep.jsonl",), "seed", 3, False),
     ],
 )
 def test_what_shaped_a_result_is_bound_and_nothing_else(

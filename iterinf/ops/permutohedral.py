@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
+
+from iterinf.ops.codes import Codes, negate, search, shift_word, sort_codes
 
 _LANES = 4  # entries of one vertex that the splat sums before it scatters
 _CHUNK = 1 << 14  # vertices whose neighbours are looked up at a time
@@ -54,10 +56,10 @@ def build_lattice(features: Float[Array, "n d"]) -> Lattice:
     codes, offsets, num_bits = _encode(cells, rank)
     placed = jnp.all(jnp.abs(features) < _FARTHEST) & (num_bits <= 64)
     weights = jnp.where(placed, weights, jnp.nan)
-    order = _sort_codes(codes, num_bits)
+    order = sort_codes(codes, num_bits)
     codes = codes.at_order(order)
     is_first = codes.differ_from_previous()
-    number = jnp.cumsum(is_first.reshape(-1)).reshape(order.shape) - 1
+    number = jnp.cumsum(is_first.reshape(-1), dtype=jnp.int32).reshape(order.shape) - 1
     num_vertices = number[-1, -1] + 1
     rows = jnp.arange(len(order))[:, None]
     return Lattice(
@@ -75,8 +77,10 @@ def filter_on_lattice(
     """Sums the values of all points, weighted by a Gaussian of their distance.
 
     out_i ~ sum_j exp(-|f_i - f_j|^2 / 2) values_j, up to a constant factor: splat to
-    the vertices, blur by [1/2 1 1/2] along v directions, slice back. Linear in the
-    values; differentiable in them and in the lattice's weights.
+    the vertices, blur by [1/2 1 1/2] along v directions, slice back, divide by the
+    1 + 2^-d that blurring returns to a vertex of its own value. Linear in the values.
+    Differentiable in them and in the lattice's weights, in reverse mode; a second
+    time in the values alone.
 
     Args:
       lattice: of the points.
@@ -91,7 +95,7 @@ def filter_on_lattice(
 def filter_exactly(
     features: Float[Array, "n d"], values: Float[Array, "n c"]
 ) -> Float[Array, "n c"]:
-    """The sum that the lattice approximates, in n^2 steps and O(n) memory.
+    """The sum that the lattice approximates, in n^2 steps and O(n c) memory.
 
     out_i = sum_j exp(-|f_i - f_j|^2 / 2) values_j.
 
@@ -100,30 +104,12 @@ def filter_exactly(
       values: c channels.
     """
 
+    @jax.checkpoint
     def sum_at(feature):
         distance = jnp.sum(jnp.square(features - feature[None]), axis=1)
-        return jnp.exp(-distance / 2) @ values
+        return jnp.dot(jnp.exp(-distance / 2), values, precision="highest")
 
     return jax.lax.map(sum_at, features, batch_size=256)
-
-
-class _Codes(NamedTuple):
-    """Integers of 64 bits: a vertex's cell, its coordinates side by side."""
-
-    high: UInt32[Array, "*shape"]
-    low: UInt32[Array, "*shape"]
-
-    def at_order(self, order: Int[Array, "v n"]) -> "_Codes":
-        return _Codes(*(jnp.take_along_axis(word, order, axis=1) for word in self))
-
-    def differ_from_previous(self) -> Bool[Array, "v n"]:
-        different = [word[:, 1:] != word[:, :-1] for word in self]
-        return jnp.pad(different[0] | different[1], ((0, 0), (1, 0)), constant_values=1)
-
-    def __add__(self, other: Any) -> "_Codes":
-        low = self.low + other.low
-        carry = (low < self.low).astype(jnp.uint32)
-        return _Codes(self.high + other.high + carry, low)
 
 
 def _locate(
@@ -166,7 +152,7 @@ def _make_elevation(d: int) -> Float[np.ndarray, "v d"]:
 
 def _encode(
     cells: Int[Array, "v n"], rank: Int[Array, "v n"]
-) -> tuple[_Codes, Int[Array, " d"], Int[Array, ""]]:
+) -> tuple[Codes, Int[Array, " d"], Int[Array, ""]]:
     """Writes each vertex's first d cell coordinates side by side into 64 bits.
 
     The vertex of remainder k lies at cell coordinate -1 of those ranked above d - k.
@@ -180,53 +166,19 @@ def _encode(
     extent = (cells[:-1].max(axis=1) + 1 - lowest).astype(jnp.uint32)
     widths = 32 - jax.lax.clz(extent).astype(jnp.int32)
     offsets = jnp.cumsum(widths) - widths
-    code = _Codes(jnp.uint32(0), jnp.uint32(0))
+    code = Codes(jnp.uint32(0), jnp.uint32(0))
     for i in range(v - 1):
         moved = rank[i][None] > np.arange(v - 1, -1, -1)[:, None]
         field = (cells[i][None] - moved - lowest[i]).astype(jnp.uint32)
-        code = _Codes(
-            code.high | _shift(field, offsets[i] - 32),
-            code.low | _shift(field, offsets[i]),
+        code = Codes(
+            code.high | shift_word(field, offsets[i] - 32),
+            code.low | shift_word(field, offsets[i]),
         )
     return code, offsets, widths.sum()
 
 
-def _shift(word: UInt32[Array, "*shape"], places: Any) -> UInt32[Array, "*shape"]:
-    """Moves bits up, or down where places is negative."""
-    amount = jnp.abs(places).astype(jnp.uint32)
-    amount = jnp.broadcast_to(amount, word.shape)
-    return jnp.where(
-        jnp.broadcast_to(places, word.shape) >= 0,
-        jax.lax.shift_left(word, amount),
-        jax.lax.shift_right_logical(word, amount),
-    )
-
-
-def _sort_codes(codes: _Codes, num_bits: Int[Array, ""]) -> Int[Array, "v n"]:
-    """The points in the order of their codes, remainder by remainder.
-
-    A radix sort: each pass sorts words made of a few bits of the code and of the place
-    so far, which XLA does several times faster than a sort of pairs.
-    """
-    n = codes.low.shape[1]
-    place_bits = max(1, math.ceil(math.log2(n)))
-    digit_bits = 32 - place_bits
-    places = jnp.arange(n, dtype=jnp.uint32)
-    start = jnp.broadcast_to(places.astype(jnp.int32), codes.low.shape)
-
-    def sort_pass(i, order):
-        high, low = codes.at_order(order)
-        shift = i * digit_bits
-        digit = _shift(low, -shift) | _shift(high, 32 - shift)
-        words = jax.lax.sort((digit << place_bits) | places[None], dimension=1)
-        place = (words & ((1 << place_bits) - 1)).astype(jnp.int32)
-        return jnp.take_along_axis(order, place, axis=1)
-
-    return jax.lax.fori_loop(0, -(-num_bits // digit_bits), sort_pass, start)
-
-
 def _find_neighbors(
-    codes: _Codes,
+    codes: Codes,
     is_first: Bool[Array, "v n"],
     number: Int[Array, "v n"],
     offsets: Int[Array, " d"],
@@ -240,16 +192,16 @@ def _find_neighbors(
     v, n = is_first.shape
     m = v * n
     slot = jnp.where(is_first, number, m).reshape(-1)
-    remainder = jnp.repeat(jnp.arange(v), n)
+    remainder = jnp.repeat(jnp.arange(v, dtype=jnp.int32), n)
     # By vertex: its code and its remainder.
-    codes = _Codes(*(_scatter(word.reshape(-1), slot) for word in codes))
+    codes = Codes(*(_scatter(word.reshape(-1), slot) for word in codes))
     remainders = _scatter(remainder, slot)
     ends = number[:, -1] + 1
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
     one = jnp.ones_like(offsets, jnp.uint32)
-    words = zip(_shift(one, offsets - 32), _shift(one, offsets), strict=True)
-    units = [_Codes(*pair) for pair in words]
-    zero = _Codes(jnp.uint32(0), jnp.uint32(0))
+    words = zip(shift_word(one, offsets - 32), shift_word(one, offsets), strict=True)
+    units = [Codes(*pair) for pair in words]
+    zero = Codes(jnp.uint32(0), jnp.uint32(0))
     everywhere = sum(units, zero)
     longest = jnp.max(ends - starts)
 
@@ -260,20 +212,20 @@ def _find_neighbors(
 
     def find_in_chunk(i, neighbors):
         start = jnp.minimum(i * chunk, m - chunk)
-        numbers = start + jnp.arange(chunk)
-        own = _Codes(*(take_chunk(word, start) for word in codes))
+        numbers = start + jnp.arange(chunk, dtype=jnp.int32)
+        own = Codes(*(take_chunk(word, start) for word in codes))
         k = take_chunk(remainders, start)
         target = (k + 1) % v
         in_use = numbers < ends[-1]
         for j in range(v):
             unit = units[j] if j < v - 1 else zero
-            back = _negate(unit)
+            back = negate(unit)
             onward = everywhere + back
-            step = _Codes(
+            step = Codes(
                 *(jnp.where(k < v - 1, b, o) for b, o in zip(back, onward, strict=True))
             )
             query = own + step
-            place = _search(codes, query, starts[target], ends[target], longest)
+            place = search(codes, query, starts[target], ends[target], longest)
             match = in_use & (place < ends[target])
             for word, wanted in zip(codes, query, strict=True):
                 match &= word[jnp.minimum(place, m - 1)] == wanted
@@ -285,44 +237,13 @@ def _find_neighbors(
         return neighbors
 
     num_chunks = -(-ends[-1] // chunk)
-    nowhere = jnp.full((v, 2, m), m)
+    nowhere = jnp.full((v, 2, m), m, jnp.int32)
     return jax.lax.fori_loop(0, num_chunks, find_in_chunk, nowhere)
 
 
 def _scatter(values: Array, slot: Int[Array, " m"]) -> Array:
     """Values of first entries, by vertex."""
     return jnp.zeros_like(values).at[slot].set(values, mode="drop")
-
-
-def _negate(code: _Codes) -> _Codes:
-    """Two's complement."""
-    return _Codes(~code.high, ~code.low) + _Codes(jnp.uint32(0), jnp.uint32(1))
-
-
-def _search(
-    codes: _Codes,
-    query: _Codes,
-    first: Int[Array, " q"],
-    last: Int[Array, " q"],
-    longest: Int[Array, ""],
-) -> Int[Array, " q"]:
-    """Binary search: the first place in [first, last) whose code is not below.
-
-    No interval has more than `longest` places.
-    """
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) // 2
-        word = _Codes(codes.high[middle], codes.low[middle])
-        below = (word.high < query.high) | (
-            (word.high == query.high) & (word.low < query.low)
-        )
-        below &= low < high
-        return jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
-
-    steps = 32 - jax.lax.clz(longest)
-    return jax.lax.fori_loop(0, steps, halve, (first, last))[0]
 
 
 def _group_entries(
@@ -337,18 +258,18 @@ def _group_entries(
     times faster than scattering every entry.
     """
     m = order.size
-    places = jnp.arange(m)
+    places = jnp.arange(m, dtype=jnp.int32)
     first = is_first.reshape(-1)
     start = jax.lax.cummax(jnp.where(first, places, 0))
     lane = (places - start) % _LANES
-    group = jnp.cumsum(lane == 0) - 1
+    group = jnp.cumsum(lane == 0, dtype=jnp.int32) - 1
     points = order.reshape(-1)
     sorted_weights = jnp.take_along_axis(weights, order, axis=1).reshape(-1)
     empty = jnp.zeros((_LANES, m), jnp.int32)
     return {
         "lane_points": empty.at[lane, group].set(points),
         "lane_weights": empty.astype(weights.dtype).at[lane, group].set(sorted_weights),
-        "group_vertices": jnp.full(m, m).at[group].set(number.reshape(-1)),
+        "group_vertices": jnp.full(m, m, jnp.int32).at[group].set(number.reshape(-1)),
     }
 
 
@@ -383,6 +304,7 @@ def _filter_forward(weights, lattice, values):
 def _filter_backward(residuals, cotangent):
     """The transpose blurs in the opposite order; the weights enter twice."""
     weights, lattice, values = residuals
+    weights = _refuse_derivatives(weights)
 
     def compute(size):
         blurred = _splat_and_blur(size, lattice, values)
@@ -399,6 +321,20 @@ def _filter_backward(residuals, cotangent):
 
 
 _filter.defvjp(_filter_forward, _filter_backward)
+
+
+@jax.custom_jvp
+def _refuse_derivatives(weights: Float[Array, "v n"]) -> Float[Array, "v n"]:
+    """The identity; the lattice splats by weights that no derivative can follow."""
+    return weights
+
+
+@_refuse_derivatives.defjvp
+def _raise_error(primals, tangents):
+    raise NotImplementedError(
+        "the features of a permutohedral lattice have first derivatives alone; "
+        "filter_exactly has all"
+    )
 
 
 def _make_zero_cotangent(x: Array) -> Any:
@@ -439,5 +375,5 @@ def _slice(
 
 
 def _compute_gain(v: int) -> float:
-    """Of blurring, where all values are equal."""
+    """What blurring returns of a vertex's own value to it."""
     return 1 + 2.0 ** (1 - v)

@@ -35,7 +35,7 @@ class ContextModule(nn.Module):
     Attributes:
       num_classes: K.
       feature_offset: not read; features are.
-      dtype: of the convolutions; parameters and output are float32.
+      dtype: not read; all is float32, as in bfloat16 a(y) would change labels.
       inputs: "log_probabilities", a(y) above, or "probabilities", y itself (as
         released in 2017: the start is then softmax(y), no longer y).
       use_image: whether the first layer also reads the image, from weights of zero.
@@ -76,7 +76,7 @@ class ContextModule(nn.Module):
         def convolution(dilation, size=3, **options):
             options = {"kernel_init": init_as_identity} | options
             shape = {"kernel_size": (size, size), "kernel_dilation": dilation}
-            return nn.Conv(k, dtype=self.dtype, **shape, **options)
+            return nn.Conv(k, dtype=jnp.float32, **shape, **options)
 
         def draw(key, shape, dtype):
             """Glorot's, of a layer that reads all channels; any `shape[2]` of them."""
@@ -127,7 +127,7 @@ class ContextModule(nn.Module):
             x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
         for layer in self.layers:
             x = nn.relu(layer(x))
-        return nn.softmax(self.last(x).astype(jnp.float32))
+        return nn.softmax(self.last(x))
 
 
 def init_as_identity(key, shape, dtype=jnp.float32) -> Float[Array, "s t a b"]:

@@ -8,12 +8,16 @@ from jaxtyping import Array, Float
 
 from iterinf.refiners.dense_crf import (
     Condition,
+    check_weights,
     compute_messages,
     compute_unary,
     make_condition,
     weigh,
 )
 from iterinf.types import Candidate
+
+_LOWEST_PROBABILITY = 1e-20
+_LEAST_WIDTH = 0.1
 
 
 class CRFRNN(nn.Module):
@@ -24,7 +28,9 @@ class CRFRNN(nn.Module):
     with unaries and kernels of `DenseCRF`, weights w_m a class (*: class by class) and
     a K x K matrix C for both kernels, which starts as the identity: training starts
     from the dense CRF of the same weights. 2 K + K^2 + 3 parameters, the widths among
-    them. Kernels are normalised at both ends, where Zheng et al. divide afterwards.
+    them. Unaries are log y down to 1e-20, so that gradients reach a segmenter trained
+    with it. Kernels are normalised at both ends, where Zheng et al. divide afterwards.
+    They, and the paper, train it together with the segmenter: `end_to_end`.
 
     Attributes:
       num_classes: K, at least 2.
@@ -35,7 +41,8 @@ class CRFRNN(nn.Module):
       bilateral_width: pixels.
       color_width: of 255 levels.
       bilateral_weight: where that kernel's weights start.
-      learn_widths: whether gradients reach the widths. The lattice is piecewise linear
+      learn_widths: whether gradients reach the widths, which Zheng et al. keep; none
+        is then taken to be below .1. The lattice is piecewise linear
         in them, and its pieces are small: gradients are right, and rough; those of
         `exact` are smooth.
       exact: see `DenseCRF`.
@@ -57,6 +64,7 @@ class CRFRNN(nn.Module):
 
     def setup(self):
         """Creates the widths, the weights and the compatibility."""
+        check_weights({}, self.num_classes)
 
         def create(name: str, *shape: int) -> Array:
             return self.param(
@@ -66,7 +74,11 @@ class CRFRNN(nn.Module):
         widths = [
             create(name) for name in ("spatial_width", "bilateral_width", "color_width")
         ]
-        self.widths = widths if self.learn_widths else jax.lax.stop_gradient(widths)
+        self.widths = (
+            [jnp.maximum(width, _LEAST_WIDTH) for width in widths]
+            if self.learn_widths
+            else jax.lax.stop_gradient(widths)
+        )
         self.spatial = create("spatial_weight", self.num_classes)
         self.bilateral = create("bilateral_weight", self.num_classes)
         self.compatibility = self.param(
@@ -82,7 +94,7 @@ class CRFRNN(nn.Module):
     def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
         """Builds unaries and lattices."""
         del train
-        unary = compute_unary(candidate.y)
+        unary = compute_unary(candidate.y, lowest=_LOWEST_PROBABILITY)
         return make_condition(unary, candidate.image, *self.widths, exact=self.exact)
 
     def reconstruct(

@@ -1,17 +1,15 @@
 """The dense CRF: mean field under Gaussian kernels of position and of colour."""
 
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from iterinf.errors import UserError
-from iterinf.inference import refine
 from iterinf.ops.permutohedral import (
     Lattice,
     build_lattice,
@@ -85,6 +83,11 @@ class DenseCRF(nn.Module):
 
     def setup(self):
         """Creates the variables: widths and weights."""
+        weights = {
+            "spatial_weight": self.spatial_weight,
+            "bilateral_weight": self.bilateral_weight,
+        }
+        check_weights(weights, self.num_classes)
 
         def create(name: str) -> Array:
             return self.param(name, lambda _: jnp.asarray(getattr(self, name), float))
@@ -92,7 +95,7 @@ class DenseCRF(nn.Module):
         self.widths = [
             create(name) for name in ("spatial_width", "bilateral_width", "color_width")
         ]
-        self.weights = [create("spatial_weight"), create("bilateral_weight")]
+        self.weights = [create(name) for name in weights]
 
     def __call__(
         self, candidate: Candidate, *, train: bool = False
@@ -118,9 +121,11 @@ class DenseCRF(nn.Module):
         return update(y, condition, *self.weights)
 
 
-def compute_unary(y: Float[Array, "*n k"]) -> Float[Array, "*n k"]:
-    """The logarithm of y, clipped to at least 1e-5."""
-    return jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
+def compute_unary(
+    y: Float[Array, "*n k"], lowest: float = _LOWEST_PROBABILITY
+) -> Float[Array, "*n k"]:
+    """The logarithm of y, clipped to at least `lowest`; below, no gradient."""
+    return jnp.log(jnp.clip(y, lowest, 1.0))
 
 
 def make_condition(
@@ -135,7 +140,7 @@ def make_condition(
     """Builds the kernels; see `DenseCRF` for the arguments.
 
     Differentiable in unaries, image and widths; on the lattice, whose weights are
-    piecewise linear in the features, almost everywhere.
+    piecewise linear in the features, almost everywhere, once, in reverse mode.
     """
     places, colors = make_features(image)
 
@@ -215,134 +220,24 @@ def weigh(message: Float[Array, "b h w k"], weight: Weight) -> Array:
     return jnp.einsum(subscript, message, weight, precision="highest")
 
 
-def dense_crf(
-    probabilities: Array | np.ndarray,
-    image: Array | np.ndarray,
-    num_iterations: int = 10,
-    *,
-    from_logits: bool = False,
-    spatial_width: Float[ArrayLike, ""] = 3.0,
-    spatial_weight: Weight = 3.0,
-    bilateral_width: Float[ArrayLike, ""] = 80.0,
-    color_width: Float[ArrayLike, ""] = 13.0,
-    bilateral_weight: Weight = 10.0,
-    exact: bool = False,
-) -> Float[Array, "*b h w k"]:
-    """Refines a softmax by the mean field of a dense CRF; see `DenseCRF`.
-
-        y = softmax(logits)                      # [h w k], of any network
-        y = iterinf.dense_crf(y, image)          # image [h w 3]
-        labels = y.argmax(-1)
-
-    Compiled once for every shape and number of iterations. Can be called inside `jit`
-    and `grad`; values are not checked there.
+def check_weights(weights: Mapping[str, Any], k: int) -> None:
+    """Checks that there are two classes or more, and a weight for each.
 
     Args:
-      probabilities: [h w k] or [b h w k]; sum to one over k >= 2.
-      image: [h w 3] or [b h w 3], RGB, uint8 or floats in [0, 1].
-      num_iterations: mean-field updates.
-      from_logits: whether `probabilities` are logits instead: any real values. They
-        are taken as they are, where probabilities are clipped to at least 1e-5.
-      spatial_width: of the Gaussian kernel, in pixels.
-      spatial_weight: a number, k of them, or a k x k matrix: how much class b of a
-        neighbour (columns) speaks for class a (rows).
-      bilateral_width: of the kernel of position and colour, in pixels.
-      color_width: of that kernel, of 255 levels.
-      bilateral_weight: as `spatial_weight`.
-      exact: sums over all pairs of pixels in place of the lattice: for small images.
-
-    Returns:
-      Probabilities, of the shape given.
+      weights: by the name of the argument.
+      k: number of classes.
 
     Raises:
-      UserError: shapes or values that cannot be.
+      UserError: the first that cannot be.
     """
-    y, image = jnp.asarray(probabilities), jnp.asarray(image)
-    _check_shapes(y.shape, image)
-    weights = {"spatial_weight": spatial_weight, "bilateral_weight": bilateral_weight}
-    _check_weights(weights, y.shape[-1])
-    widths = [spatial_width, bilateral_width, color_width]
-    numbers = (y, image, *widths)
-    if not any(isinstance(number, jax.core.Tracer) for number in numbers):
-        _check_values(y, image, widths, from_logits=from_logits)
-    is_single = y.ndim == 3
-    if is_single:
-        y, image = y[None], image[None]
-    if image.dtype == jnp.uint8:
-        image = image / jnp.float32(255)
-    refined = _infer(
-        y.astype(jnp.float32),
-        image.astype(jnp.float32),
-        [jnp.asarray(width, jnp.float32) for width in widths],
-        [jnp.asarray(weight, jnp.float32) for weight in weights.values()],
-        num_iterations,
-        from_logits,
-        exact,
-    )
-    if not isinstance(refined, jax.core.Tracer) and jnp.any(jnp.isnan(refined)):
-        raise UserError(f"kernels of widths {widths} are too narrow for this image")
-    return refined[0] if is_single else refined
-
-
-@partial(jax.jit, static_argnums=(4, 5, 6))
-def _infer(y, image, widths, weights, num_iterations, from_logits, exact):
-    unary = y if from_logits else compute_unary(y)
-    condition = make_condition(unary, image, *widths, exact=exact)
-    refinement = refine(
-        lambda y: update(y, condition, *weights),
-        nn.softmax(y) if from_logits else y,
-        step_size=1.0,
-        num_iterations=num_iterations,
-    )
-    return refinement.y
-
-
-def _check_shapes(shape: tuple[int, ...], image: Array) -> None:
-    if len(shape) not in (3, 4) or image.shape != (*shape[:-1], 3):
-        raise UserError(
-            f"probabilities of shape {shape} and an image of shape {image.shape}: "
-            "expected [h w k] and [h w 3], or [b h w k] and [b h w 3]"
-        )
-    if 0 in shape:
-        raise UserError(f"probabilities of shape {shape}: there is no pixel")
-    if shape[-1] < 2:
+    if k < 2:
         raise UserError(
             "probabilities of one class: expected 2 or more; for foreground p, stack "
             "1 - p and p"
         )
-    if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
-        raise UserError(
-            f"an image of {image.dtype}: expected uint8, or floats in [0, 1]"
-        )
-
-
-def _check_weights(weights: dict[str, Weight], k: int) -> None:
     for name, weight in weights.items():
         if jnp.shape(weight) not in ((), (k,), (k, k)):
             raise UserError(
                 f"{name} of shape {jnp.shape(weight)}: expected a number, {k} of them, "
                 f"or {k} x {k}"
             )
-
-
-def _check_values(
-    y: Array, image: Array, widths: list[Float[ArrayLike, ""]], *, from_logits: bool
-) -> None:
-    if from_logits and not jnp.all(jnp.isfinite(y)):
-        raise UserError("logits that are not finite")
-    total = jnp.sum(y.astype(jnp.float32), axis=-1)
-    if not from_logits and not (jnp.all(jnp.abs(total - 1) < 0.01) and y.min() >= 0):
-        raise UserError(
-            f"probabilities from {y.min():.3g} to {y.max():.3g} that sum to "
-            f"{total.min():.3g} up to {total.max():.3g} over the last axis: expected 1 "
-            "everywhere; for logits pass from_logits=True"
-        )
-    low, high = float(image.min()), float(image.max())
-    if image.dtype != jnp.uint8 and not 0 <= low <= high <= 1:
-        raise UserError(
-            f"an image of floats from {low:.3g} to {high:.3g}: expected 0 to 1, or "
-            "uint8"
-        )
-    for width in np.asarray(widths).tolist():
-        if not 0 < width < np.inf:
-            raise UserError(f"a kernel of width {width}: expected more than 0")
