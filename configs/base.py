@@ -242,7 +242,10 @@ def create_context_module() -> ConfigDict:
 
 
 def create_crf_rnn() -> ConfigDict:
-    """Keys of a CRF-RNN: 5 iterations in training, 10 at test."""
+    """Keys of a CRF-RNN: 5 iterations in training; validation chooses up to 10.
+
+    The segmenter is frozen unless `end_to_end`, which needs a lower learning rate.
+    """
     training = create_training(num_epochs=50, patience=10)
     training.optimizer = ConfigDict(
         {

@@ -8,6 +8,7 @@ frames at 360x480. Times are medians over --repeats of interleaved calls, after 
 one that compiles.
 """
 
+import os
 import pathlib
 import statistics
 import sys
@@ -50,6 +51,8 @@ def read_frames(
     config: Any, workdir: pathlib.Path, num_frames: int
 ) -> tuple[UInt8[np.ndarray, "n h w 3"], Float[np.ndarray, "n h w k"]]:
     """Validation frames at full size, and what the workdir's segmenter says of them."""
+    if not (workdir / "segmenter" / "summary.json").exists():
+        raise UserError(f"{workdir} holds no trained segmenter; run the config first")
     experiment = Experiment(config, workdir)
     options = config.dataset.options.to_dict() | {"scale": 1}
     validation = create_dataset(config.dataset.name, **options).validation
@@ -176,7 +179,10 @@ def _run(argv: list[str]) -> None:
         images, proposals = read_frames(_CONFIG.value, workdir, _FRAMES.value)
     except UserError as error:
         sys.exit(f"launch.benchmark_crf: {error}")
-    print(f"{len(images)} frames of {images.shape[1]}x{images.shape[2]}")
+    print(
+        f"{len(images)} frames of {images.shape[1]}x{images.shape[2]}; "
+        f"{os.cpu_count()} CPU cores, of which pydensecrf2 uses one"
+    )
     for width in _BILATERAL_WIDTHS:
         same, distance, changed = compare(images, proposals, width)
         print(
