@@ -43,17 +43,19 @@ def sort_codes(codes: Codes, num_bits: Int[Array, ""]) -> Int[Array, "v n"]:
     place_bits = max(1, math.ceil(math.log2(n)))
     digit_bits = 32 - place_bits
     places = jnp.arange(n, dtype=jnp.uint32)
-    start = jnp.broadcast_to(places.astype(jnp.int32), codes.low.shape)
 
-    def sort_pass(i, order):
-        high, low = codes.at_order(order)
+    def sort_row(i, order, high, low):
         shift = i * digit_bits
-        digit = shift_word(low, -shift) | shift_word(high, 32 - shift)
-        words = jax.lax.sort((digit << place_bits) | places[None], dimension=1)
-        place = (words & ((1 << place_bits) - 1)).astype(jnp.int32)
-        return jnp.take_along_axis(order, place, axis=1)
+        digit = shift_word(low[order], -shift) | shift_word(high[order], 32 - shift)
+        words = jax.lax.sort((digit << place_bits) | places)
+        return order[(words & ((1 << place_bits) - 1)).astype(jnp.int32)]
 
-    return jax.lax.fori_loop(0, -(-num_bits // digit_bits), sort_pass, start)
+    def sort_pass(i, orders):  # rows apart: XLA then sorts several at a time
+        return [sort_row(i, *row) for row in zip(orders, *codes, strict=True)]
+
+    start = [places.astype(jnp.int32)] * len(codes.low)
+    num_passes = -(-num_bits // digit_bits)
+    return jnp.stack(jax.lax.fori_loop(0, num_passes, sort_pass, start))
 
 
 def search(

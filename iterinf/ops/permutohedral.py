@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -129,15 +130,17 @@ def _locate(
     fixed = jax.lax.stop_gradient(elevated)
     cells = jnp.round(fixed).astype(jnp.int32)
     above = fixed - cells
-    index = np.arange(v)
-    earlier = (index[:, None] > index)[:, :, None]  # of equal ones, the first is first
-    one, other = above[:, None], above[None]
-    before = jnp.where(earlier, one <= other, one < other)
-    rank = jnp.sum(before, axis=1, dtype=jnp.int32) + cells.sum(axis=0, keepdims=True)
+    ranks = [cells.sum(axis=0)] * v
+    for i, j in combinations(range(v), 2):  # of equal ones, the first is first
+        is_after = (above[i] < above[j]).astype(jnp.int32)
+        ranks[i], ranks[j] = ranks[i] + is_after, ranks[j] + 1 - is_after
+    rank = jnp.stack(ranks)
     wrap = (rank < 0).astype(jnp.int32) - (rank > d).astype(jnp.int32)
     cells, rank = cells + wrap, rank + v * wrap
-    has_rank = rank[:, None] == index[None, :, None]
-    by_rank = jnp.sum(jnp.where(has_rank, (elevated - cells)[:, None], 0), axis=0)
+    offset = elevated - cells
+    by_rank = jnp.stack(
+        [sum(jnp.where(rank[i] == k, offset[i], 0) for i in range(v)) for k in range(v)]
+    )
     above_next = by_rank[::-1] - jnp.roll(by_rank[::-1], 1, axis=0)
     return cells, rank, above_next.at[0].add(1)
 
