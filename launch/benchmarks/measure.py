@@ -1,0 +1,148 @@
+"""Times a compiled call beside its peers on the same work, in one run."""
+
+import functools
+import operator
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+
+_PAUSE = 0.1  # seconds in which the threads of the other side fall asleep
+
+
+class Case(NamedTuple):
+    """One call of ours, and the same work by others."""
+
+    name: str
+    sizes: str  # of the work, in words
+    function: Any  # jitted
+    args: tuple[Any, ...]
+    peers: Mapping[str, Callable[[], Any]] = {}  # the fastest is the one that counts
+    flops: float | None = None  # of the call; None: not meaningful
+
+
+def measure(case: Case, *, repeats: int, peak: float | None = None) -> dict[str, Any]:
+    """Measures a case.
+
+    Args:
+      case: what to call.
+      repeats: calls of each side, interleaved, after one that is not counted.
+      peak: FLOP/s of the device, of `measure_peak`.
+
+    Returns:
+      What the JSON line holds: medians in seconds; the median of the paired ratios and
+      its range; FLOP/s, its fraction of the peak; bytes; seconds of compiling.
+    """
+    compiling = time_compilation(case.function, case.args)
+    ours_call = functools.partial(case.function, *case.args)
+    calls: dict[str, Callable[[], Any]] = {"ours": ours_call, **case.peers}
+    seconds = time_interleaved(calls, repeats)
+    ours = statistics.median(seconds["ours"])
+    result = {"name": case.name, "sizes": case.sizes, "seconds": _round(ours)}
+    if case.peers:
+        peers = {name: statistics.median(seconds[name]) for name in case.peers}
+        best = min(peers, key=peers.__getitem__)
+        ratios = list(map(operator.truediv, seconds["ours"], seconds[best]))
+        result |= {
+            "peer": best,
+            "peer_seconds": _round(peers[best]),
+            "ratio": _round(statistics.median(ratios)),
+            "ratio_range": [_round(min(ratios)), _round(max(ratios))],
+            "other_peers": {
+                name: _round(value) for name, value in peers.items() if name != best
+            },
+        }
+    if case.flops is not None:
+        result["gflops_per_second"] = _round(case.flops / ours / 1e9)
+        if peak:
+            result["fraction_of_peak"] = _round(case.flops / ours / peak)
+    return result | compiling | describe_device()
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each call, in turns, after a first round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(repeats + 1):
+        for name, call in calls.items():
+            time.sleep(_PAUSE)
+            started = time.perf_counter()
+            jax.block_until_ready(call())
+            if i:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def time_compilation(function: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Seconds of compiling anew and from a persistent cache; bytes that it needs."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, value in zip(names, (folder, 0.0), strict=True):
+            jax.config.update(name, value)
+        for state in ("cold", "cached"):
+            compilation_cache.reset_cache()
+            jax.clear_caches()
+            started = time.perf_counter()
+            memory = function.lower(*args).compile().memory_analysis()
+            seconds[f"compile_{state}"] = _round(time.perf_counter() - started)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    if memory is None:  # not every backend says
+        return seconds
+    total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    return seconds | {"megabytes": round(total / 1e6)}
+
+
+@functools.cache
+def measure_peak(dtype: str = "float32") -> float:
+    """The FLOP/s of the faster of a large matrix product and a large convolution."""
+    on_cpu = jax.default_backend() == "cpu"
+    n = 2048 if on_cpu else 8192
+    x = jnp.ones((n, n), dtype)
+    images, channels = (8, 256) if on_cpu else (64, 512)
+    maps = jnp.ones((images, 56, 56, channels), dtype)
+    kernel = jnp.ones((3, 3, channels, channels), dtype)
+    multiply = jax.jit(jnp.dot)
+    convolve = jax.jit(
+        functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    )
+    seconds = time_interleaved(
+        {"dot": lambda: multiply(x, x), "conv": lambda: convolve(maps, kernel)}, 5
+    )
+    flops = {"dot": 2 * n**3, "conv": 2 * maps.size * 9 * channels}
+    return max(flops[name] / min(seconds[name]) for name in flops)
+
+
+def count_flops(function: Any, *args: Any) -> float:
+    """Multiplications and additions, as XLA counts them, of a call without loops."""
+    analysis: Any = jax.jit(function).lower(*args).cost_analysis()
+    return float(analysis["flops"])
+
+
+def describe_device() -> dict[str, str]:
+    """The device and its software."""
+    kind = jax.devices()[0].device_kind
+    return {
+        "device": f"{jax.device_count()} x {kind}, {os.cpu_count()} CPU cores",
+        "jax": jax.__version__,
+    }
+
+
+def _round(value: float) -> float:
+    """To three digits."""
+    return float(f"{value:.3g}")
