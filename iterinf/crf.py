@@ -151,21 +151,27 @@ def _read_count(num_iterations: Any) -> int:
 
 
 def _check_values(y: Array, image: Array, *, from_logits: bool) -> None:
-    if from_logits and not jnp.all(jnp.isfinite(y)):
+    ranges = jax.device_get(_measure_ranges(y, image))
+    (low, high), (low_sum, high_sum), (dark, bright) = ranges
+    if from_logits and not np.isfinite([low, high]).all():
         raise UserError("logits that are not finite")
-    total = jnp.sum(y.astype(jnp.float32), axis=-1)
-    if not from_logits and not (jnp.all(jnp.abs(total - 1) < 0.01) and y.min() >= 0):
+    if not from_logits and not (low >= 0 and 0.99 < low_sum <= high_sum < 1.01):
         raise UserError(
-            f"probabilities from {y.min():.3g} to {y.max():.3g} that sum to "
-            f"{total.min():.3g} up to {total.max():.3g} over the last axis: expected 1 "
-            "everywhere; for logits pass from_logits=True"
+            f"probabilities from {low:.3g} to {high:.3g} that sum to {low_sum:.3g} up "
+            f"to {high_sum:.3g} over the last axis: expected 1 everywhere; for logits "
+            "pass from_logits=True"
         )
-    low, high = float(image.min()), float(image.max())
-    if image.dtype != jnp.uint8 and not 0 <= low <= high <= 1:
+    if image.dtype != jnp.uint8 and not 0 <= dark <= bright <= 1:
         raise UserError(
-            f"an image of floats from {low:.3g} to {high:.3g}: expected 0 to 1, or "
+            f"an image of floats from {dark:.3g} to {bright:.3g}: expected 0 to 1, or "
             "uint8"
         )
+
+
+@jax.jit
+def _measure_ranges(y, image):
+    arrays = (y, jnp.sum(y.astype(jnp.float32), axis=-1), image)
+    return [(array.min(), array.max()) for array in arrays]
 
 
 def _check_numbers(widths: Mapping[str, Array], weights: Mapping[str, Array]) -> None:
