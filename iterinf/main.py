@@ -7,15 +7,14 @@ python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 import contextlib
 import io
-import os
 import pathlib
 import shlex
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from iterinf.compilation import convolve_on_all_cores, keep_compiled_programs
 from iterinf.errors import UserError
 from iterinf.experiment import MODES, run
 from iterinf.files import lock_folder
@@ -55,20 +54,14 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax and XLA; we raise what matters
     sys.unraisablehook = lambda _: None  # Orbax's threads, once a write has failed
     stop_on_signals()
+    convolve_on_all_cores()
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
     try:
-        _keep_compiled_programs()
+        keep_compiled_programs()
         with lock_folder(workdir := pathlib.Path(str(_WORKDIR.value))):
             run(_CONFIG.value, workdir, _MODE.value, command)
     except UserError as error:
         sys.exit(f"iterinf: {error}")
-
-
-def _keep_compiled_programs() -> None:
-    """Turns JAX's persistent compilation cache on, unless the user has placed it."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path.home() / ".cache" / "iterinf" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def main() -> None:

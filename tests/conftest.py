@@ -14,6 +14,13 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def pytest_sessionstart() -> None:
+    """Has JAX compute as the main program does; iterinf's shapes are checked by now."""
+    from iterinf.compilation import convolve_on_all_cores  # noqa: PLC0415
+
+    convolve_on_all_cores()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator that starts anew, with the same seed, in every test."""
