@@ -319,7 +319,15 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.dtype = "float32"  # of the computation; "bfloat16" on GPU and TPU
     config.progress = True  # bars over the sweeps
+    config.trace_steps = 0  # of each training in a trace of its own; sweeps then too
     config.loader = ConfigDict({"num_threads": 1})
+    config.processes = ConfigDict(
+        {
+            "coordinator": "",  # "auto" on SLURM and TPU pods, or "host:port" and
+            "count": 1,
+            "index": 0,
+        }
+    )
 
     config.dataset = ConfigDict({"name": "streets", "options": create_streets()})
 

@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from iterinf.devices import create_replication
 from iterinf.errors import UserError
 from iterinf.files import create_folder
 
@@ -174,6 +175,8 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """Waits for the last write and lets the folder go; keeps an earlier error."""
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return  # the other processes may be gone, and would be waited for
         with contextlib.suppress(*([UserError] if error else [])):
             self.wait()
         self._manager.close()
@@ -215,7 +218,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def _describe(tree: Any) -> Any:
     """Shapes, dtypes and shardings: Orbax restores into these."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = create_replication()
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )

@@ -1,4 +1,7 @@
-"""Small result files: there whole, or not at all."""
+"""Small result files: there whole, or not at all.
+
+Of several processes the first writes, and none goes on before that is done.
+"""
 
 import contextlib
 import fcntl
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from iterinf.errors import UserError
+from iterinf.processes import is_first, wait_for_all
 
 
 def write_atomically(contents: Mapping[Path, bytes]) -> None:
@@ -24,6 +28,20 @@ def write_atomically(contents: Mapping[Path, bytes]) -> None:
     Raises:
       UserError: naming the file and the reason, if writing fails.
     """
+    with _write_first() as writes:
+        if writes:
+            _write_atomically(contents)
+
+
+@contextlib.contextmanager
+def _write_first() -> Iterator[bool]:
+    """Says whether to write; no process reads before, or goes on too early after."""
+    wait_for_all("before writing")
+    yield is_first()
+    wait_for_all("after writing")
+
+
+def _write_atomically(contents: Mapping[Path, bytes]) -> None:
     temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
     path = Path()
     try:
@@ -58,11 +76,16 @@ def append_line(path: Path, line: str) -> None:
       UserError: naming the file and the reason, if writing fails; the line may then
         stand there in part, without its end.
     """
-    try:
-        with path.open("a") as file:
-            file.write(f"{line}\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with _write_first() as writes:
+        if not writes:
+            return
+        try:
+            with path.open("a") as file:
+                file.write(f"{line}\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}"
+            ) from error
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -87,6 +87,8 @@ def sweep(
 ) -> PyTree[Shaped[Array, "s t ..."]]:
     """Refines from one y with every step size at once.
 
+    The first reconstruction, of one y for all step sizes, is computed once.
+
     Args:
       reconstruct: any pure function of y that keeps its shape.
       y: where every run starts.
@@ -100,13 +102,18 @@ def sweep(
     """
 
     def run(step_size):
-        return refine(
+        moved = step(reconstruct, y, step_size)  # r(y) has no axis of step sizes
+        first = jax.tree.map(lambda x: x[None], observe(moved))
+        if num_iterations < 2:
+            return jax.tree.map(lambda x: x[:num_iterations], first)
+        rest = refine(
             reconstruct,
-            y,
+            moved,
             step_size=step_size,
-            num_iterations=num_iterations,
+            num_iterations=num_iterations - 1,
             observe=observe,
             step=step,
         ).observations
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), first, rest)
 
     return jax.vmap(run)(jnp.asarray(step_sizes, jnp.float32))

@@ -5,6 +5,12 @@ import os
 import signal
 from typing import Any
 
+import jax
+
+from iterinf.processes import is_any
+
+_STEPS_BETWEEN = 16  # the moments in which several processes agree
+
 
 def stop_on_signals() -> None:
     """Lets SIGTERM and Ctrl-C end the process."""
@@ -44,6 +50,12 @@ class Interruption:
         with contextlib.suppress(ValueError):
             self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
+
+    def ends_at(self, step: int) -> bool:
+        """Whether to end before a step: at once, or all processes at the same one."""
+        if jax.process_count() == 1:
+            return self.requested
+        return step % _STEPS_BETWEEN == 0 and is_any(self.requested)
 
     def _request(self, *_: Any) -> None:
         self.requested = True

@@ -11,6 +11,7 @@ import pathlib
 import shlex
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -19,6 +20,7 @@ from iterinf.errors import UserError
 from iterinf.experiment import MODES, run
 from iterinf.files import lock_folder
 from iterinf.interruption import stop_on_signals
+from iterinf.processes import end_process, is_first, start_processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; --config.key=value overrides a key."
@@ -55,13 +57,23 @@ def _run(argv: list[str]) -> None:
     sys.unraisablehook = lambda _: None  # Orbax's threads, once a write has failed
     stop_on_signals()
     convolve_on_all_cores()
+    workdir = pathlib.Path(str(_WORKDIR.value))
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
     try:
         keep_compiled_programs()
-        with lock_folder(workdir := pathlib.Path(str(_WORKDIR.value))):
+        start_processes(**_CONFIG.value.processes)
+        with lock_folder(workdir) if is_first() else contextlib.nullcontext():
             run(_CONFIG.value, workdir, _MODE.value, command)
     except UserError as error:
-        sys.exit(f"iterinf: {error}")
+        end_process(f"iterinf: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        reason = str(error).splitlines()[0]
+        end_process(
+            "iterinf: this run has lost touch with another of its processes: start all "
+            f"again with the same commands, and it goes on ({reason})"
+        )
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from iterinf.corruption import check_constraint, corrupt
 from iterinf.data.dataset import Split
+from iterinf.devices import divide, gather
 from iterinf.errors import UserError
 from iterinf.losses import (
     LossSum,
@@ -212,7 +213,7 @@ def make_validation(
     Args:
       predict: (params, frozen, batch) -> scores, the larger the likelier.
       measure_loss: (scores, labels) -> summed loss.
-      split: whole frames; read at the first validation, kept on the device.
+      split: whole frames; read at the first validation, kept on the devices.
       frozen: handed to `predict`.
       num_classes: K.
       batch_size: frames a call.
@@ -225,7 +226,7 @@ def make_validation(
     def load_batches() -> list[Batch]:
         batches = divide_split(split.stack(), batch_size, void=num_classes)
         return [
-            jax.device_put(jax.tree.map(operator.itemgetter(i), batches))
+            divide(jax.tree.map(operator.itemgetter(i), batches))
             for i in range(len(batches.label))
         ]
 
@@ -235,7 +236,7 @@ def make_validation(
         scores = predict(params, frozen, batch)
         predictions = jnp.argmax(scores, axis=-1)
         confusion = confusion_matrix(batch.label, predictions, num_classes)
-        return measure_loss(scores, batch.label), confusion
+        return gather((measure_loss(scores, batch.label), confusion))
 
     def validate(params: Params) -> dict[str, float]:
         parts = [count(params, frozen, batch) for batch in load_batches()]
@@ -251,19 +252,23 @@ def to_unit_range(batch: Batch) -> Batch:
     return batch._replace(image=batch.image.astype(jnp.float32) / 255)
 
 
-def divide_split(split: Batch, batch_size: int, *, void: int) -> Batch:
+def divide_split(
+    split: Batch, batch_size: int, *, void: int, multiple: int = 1
+) -> Batch:
     """Cuts a whole split, n images, into batches of one size.
 
     Args:
       split: NumPy arrays of n images.
       batch_size: b.
-      void: label of the images that fill the last batch, which no count sees.
+      void: label of the images that fill the last batches, which no count sees.
+      multiple: what the number of batches is a multiple of.
 
     Returns:
-      Arrays [ceil(n / b), b, ...]; the first images once more fill the last batch.
+      Arrays [m, b, ...], m at least n / b; the first images once more fill what is
+      missing.
     """
     num_images = len(split.label)
-    missing = -num_images % batch_size
+    missing = -num_images % (batch_size * multiple)
     indices = np.arange(num_images + missing) % num_images
     whole = jax.tree.map(lambda x: x[indices], split)
     whole.label[num_images:] = void

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from iterinf.devices import divide, gather
 from iterinf.inference import refine
 from iterinf.metrics import confusion_matrix
 from iterinf.objectives import (
@@ -34,7 +35,7 @@ def segment(
       batch: images in uint8.
     """
     y = propose(segmenter, variables, to_unit_range(batch)).y
-    return jnp.argmax(y, axis=-1)
+    return gather(jnp.argmax(y, axis=-1))
 
 
 def count_predictions(
@@ -55,10 +56,15 @@ def count_predictions(
       batch_size: images at a time.
     """
     batches = divide_split(split, batch_size, void=num_classes)
-    count = jax.jit(jax.vmap(partial(confusion_matrix, num_classes=num_classes)))
+    count_image = partial(confusion_matrix, num_classes=num_classes)
+
+    @jax.jit
+    def count(label, predictions):
+        return gather(jax.vmap(count_image)(label, predictions))
+
     counts = []
     for i in range(len(batches.label)):
-        batch = jax.tree.map(operator.itemgetter(i), batches)
+        batch = divide(jax.tree.map(operator.itemgetter(i), batches))
         counts.append(count(batch.label, segment(segmenter, variables, batch)))
     return np.concatenate(jax.device_get(counts))[: len(split.label)]
 
@@ -95,4 +101,4 @@ def refine_labels(
         num_iterations=num_iterations,
         step=partial(stopping_step, tolerance=stop),
     )
-    return jnp.argmax(refinement.y.y, axis=-1)
+    return gather(jnp.argmax(refinement.y.y, axis=-1))

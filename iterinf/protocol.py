@@ -23,6 +23,7 @@ from iterinf.objectives import replace_numbers
 from iterinf.prediction import count_predictions
 from iterinf.selection import Counts, Selection, count_refinements, select
 from iterinf.stages import Experiment
+from iterinf.tracing import trace_all
 
 
 class Sweep(NamedTuple):
@@ -203,16 +204,19 @@ def _count(
     count_stopped: bool = True,
 ) -> Counts:
     config = experiment.config
-    return count_refinements(
-        experiment.segmenter,
-        experiment.create_refiner(name),
-        replace_numbers(experiment.train_refiner(name), parameters),
-        split.stack(),
-        step_sizes=step_sizes,
-        num_iterations=num_iterations,
-        num_classes=experiment.dataset.num_classes,
-        batch_size=config.evaluation.batch_size,
-        stop=config.refiner[name].selection.stop,
-        count_stopped=count_stopped,
-        title=f"{title} of {config.refiner[name].title}" if config.progress else "",
-    )
+    networks = experiment.train_refiner(name)
+    folder = experiment.workdir / "refiners" / name / "sweep_trace"
+    with trace_all(folder, on=config.trace_steps > 0):
+        return count_refinements(
+            experiment.segmenter,
+            experiment.create_refiner(name),
+            replace_numbers(networks, parameters),
+            split.stack(),
+            step_sizes=step_sizes,
+            num_iterations=num_iterations,
+            num_classes=experiment.dataset.num_classes,
+            batch_size=config.evaluation.batch_size,
+            stop=config.refiner[name].selection.stop,
+            count_stopped=count_stopped,
+            title=f"{title} of {config.refiner[name].title}" if config.progress else "",
+        )

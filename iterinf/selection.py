@@ -1,6 +1,8 @@
 """Step size and number of iterations, chosen on the validation split."""
 
 import contextlib
+import math
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from iterinf.devices import divide, gather, read_memory
 from iterinf.errors import UserError
 from iterinf.inference import sweep
 from iterinf.metrics import confusion_matrix
@@ -78,8 +81,10 @@ def count_refinements(
 ) -> Counts:
     """Refines every image with every step size; counts after every iteration.
 
-    One compiled call: batches by `lax.map`, iterations by `lax.scan`, step sizes by
-    `vmap`, confusion matrices on the device. h's share is computed once an image.
+    One compiled program: batches by `lax.map`, iterations by `lax.scan`, step sizes by
+    `vmap`, confusion matrices on the device. h's share is computed once an image. Each
+    batch is cut over the devices, if there are several. One call of it, if the split
+    fits into a quarter of a device's memory; else a call for each chunk that does.
 
     Args:
       segmenter: proposes y and h.
@@ -102,21 +107,26 @@ def count_refinements(
       UserError: if a y is not finite.
     """
     num_images = len(split.label)
-    batches = divide_split(split, batch_size, void=num_classes)
+    length = _choose_chunk(split, batch_size)
+    batches = divide_split(split, batch_size, void=num_classes, multiple=length)
+    counts = []
     with _open_bar(title, len(batches.label)):
-        initial, refined = _count_batches(
-            segmenter,
-            refiner,
-            num_iterations,
-            num_classes,
-            stop,
-            count_stopped,
-            bool(title),
-            networks,
-            batches,
-            jnp.asarray(step_sizes, jnp.float32),
-        )
-        initial, refined = jax.device_get((initial, refined))
+        for i in range(0, len(batches.label), length):
+            chunk = jax.tree.map(operator.itemgetter(slice(i, i + length)), batches)
+            counted = _count_batches(
+                segmenter,
+                refiner,
+                num_iterations,
+                num_classes,
+                stop,
+                count_stopped,
+                bool(title),
+                networks,
+                divide(chunk, axis=1),
+                jnp.asarray(step_sizes, jnp.float32),
+            )
+            counts.append(jax.device_get(counted))
+    initial, refined = map(np.concatenate, zip(*counts, strict=True))
     if min(initial.min(), refined.min()) < 0:
         whose = "the segmenter" if initial.min() < 0 else "the refiner"
         raise UserError(
@@ -128,6 +138,16 @@ def count_refinements(
         initial.reshape(-1, k, k)[:num_images],
         refined.reshape(-1, len(step_sizes), num_iterations, k, k)[:num_images],
     )
+
+
+def _choose_chunk(split: Batch, batch_size: int) -> int:
+    """Number of batches, as many in every call as the others, that fit."""
+    num_batches = math.ceil(len(split.label) / batch_size)
+    memory = read_memory()
+    if memory is None:
+        return num_batches
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(split))
+    return math.ceil(num_batches / math.ceil(num_bytes / (memory / 4)))
 
 
 _open_bars: list[tqdm] = []
@@ -203,4 +223,4 @@ def _count_batches(
             jax.debug.callback(_advance_bar, refined[0, 0, 0, 0, 0])
         return observe(initial), jnp.moveaxis(refined, 2, 0)
 
-    return jax.lax.map(count_batch, batches)
+    return gather(jax.lax.map(count_batch, batches))

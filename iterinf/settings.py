@@ -19,7 +19,9 @@ from iterinf.objectives import METRICS
 _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "refiners",
     "progress",
+    "trace_steps",
     "loader",
+    "processes",
     "evaluation.num_resamples",
     "dataset.options.path",
     "dataset.options.source",
@@ -70,7 +72,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: value >= 1, "1 or more"),
     ),
     **dict.fromkeys(
-        ("seed", "learning_rate", "weight_decay", "sigma", "jitter", "stop"),
+        (
+            "seed",
+            "learning_rate",
+            "weight_decay",
+            "sigma",
+            "jitter",
+            "stop",
+            "trace_steps",
+        ),
         (lambda value: value >= 0, "0 or more"),
     ),
     **dict.fromkeys(

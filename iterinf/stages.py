@@ -27,6 +27,7 @@ from iterinf.data.dataset import stack_records
 from iterinf.data.frequencies import compute_median_frequency_weights
 from iterinf.data.loader import make_train_batches
 from iterinf.data.outputs import add_outputs, find_stride
+from iterinf.devices import DividedBatches, gather, replicate
 from iterinf.errors import UserError
 from iterinf.files import read_arrays, write_arrays, write_json
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
@@ -200,7 +201,7 @@ class Experiment:
         params = self._initialise(self.segmenter, jnp.zeros((1, 64, 64, 3)))
         if settings.init_from and not has_checkpoint(folder):
             weights = read_weights(settings.init_from, self.segmenter)
-            params = replace_parameters(params, weights, settings.init_from)
+            params = replicate(replace_parameters(params, weights, settings.init_from))
         return self._fit(
             params,
             make_segmenter_loss(self.segmenter, self._compute_class_weights()),
@@ -233,8 +234,7 @@ class Experiment:
                     self._count_steps(phase),
                 )
             write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
-        statistics = unflatten_dict(read_arrays(path), sep="/")
-        return jax.tree.map(jnp.asarray, statistics)
+        return replicate(unflatten_dict(read_arrays(path), sep="/"))
 
     def _summarise(self, variables: Variables) -> dict[str, float]:
         """How well the segmenter knows its training crops, and validation."""
@@ -306,7 +306,7 @@ class Experiment:
 
     def _initialise(self, network: nn.Module, inputs: Any) -> Params:
         key, _ = self._split_key()
-        return jax.jit(network.init)(key, inputs)["params"]
+        return replicate(jax.jit(network.init)(key, inputs)["params"])
 
     def _split_key(self) -> Key[Array, "2"]:
         """The keys of initialisation and of training steps."""
@@ -368,6 +368,7 @@ class Experiment:
             ),
             frozen=frozen,
             title=title,
+            trace_steps=self.config.trace_steps,
         )
 
     def _count_steps(self, training: ConfigDict) -> int:
@@ -380,7 +381,7 @@ class Experiment:
         )
 
     def _make_batches(self, training: ConfigDict, first_batch: int) -> Any:
-        return make_train_batches(
+        batches = make_train_batches(
             self.dataset.train,
             batch_size=training.batch_size,
             crop_size=training.crop_size,
@@ -389,7 +390,10 @@ class Experiment:
             seed=self.config.seed,
             num_threads=self.config.loader.num_threads,
             first_batch=first_batch,
+            process=jax.process_index(),
+            num_processes=jax.process_count(),
         )
+        return DividedBatches(batches, training.batch_size)
 
     def _make_validation(
         self, predict: Any, measure_loss: Any, frozen: Any = None
@@ -411,7 +415,8 @@ class Experiment:
         def count(variables, batch):
             logits, _ = self.segmenter.apply(variables, batch.image)
             predictions = jnp.argmax(logits, axis=-1)
-            return confusion_matrix(batch.label, predictions, logits.shape[-1])
+            confusion = confusion_matrix(batch.label, predictions, logits.shape[-1])
+            return gather(confusion)
 
         steps = range(self._count_steps(training))
         with contextlib.closing(self._make_batches(training, 0)) as batches:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import flax.linen as nn
 import jax
 
+from iterinf.devices import gather
 from iterinf.objectives import Variables
 from iterinf.types import Batch
 
@@ -44,7 +45,7 @@ def estimate_statistics(
         _, left = without_dropout.apply(
             variables, batch.image, train=True, mutable=[_COLLECTION]
         )
-        return left[_COLLECTION]
+        return gather(left[_COLLECTION])
 
     found = [collect(variables, next(batches)) for _ in range(num_batches)]
     return jax.tree.map(lambda *leaves: sum(leaves) / num_batches, *found)

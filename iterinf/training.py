@@ -17,10 +17,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from tqdm import tqdm
 
 from iterinf.checkpoints import Checkpoints, Progress
+from iterinf.devices import create_replication, replicate
 from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_lines
 from iterinf.interruption import Interruption, say
 from iterinf.losses import LossSum
+from iterinf.processes import is_any, is_first
+from iterinf.tracing import StepTrace
 from iterinf.types import Batch
 
 Params: TypeAlias = PyTree[Float[Array, "..."]]
@@ -205,6 +208,7 @@ def fit(
     *,
     frozen: Any = None,
     title: str,
+    trace_steps: int = 0,
 ) -> Params:
     """Trains until the epochs or the patience are used up; goes on where it was.
 
@@ -212,11 +216,13 @@ def fit(
       state: before the first step; a checkpoint in `folder` replaces it.
       train_step: from `make_train_step`; jitted here, its state donated.
       evaluate: params -> validation metrics, `schedule.monitor` among them.
-      make_batches: n -> the training batches from the n-th on; closed at the end.
+      make_batches: n -> the training batches from the n-th on, cut over the devices
+        if there are several; closed at the end.
       folder: holds checkpoints/ and metrics.jsonl.
       schedule: when to stop.
       frozen: handed to `train_step`.
       title: of the progress bar.
+      trace_steps: of a trace in `folder`/trace.
 
     Returns:
       The parameters that did best on the monitored metric.
@@ -232,18 +238,26 @@ def fit(
         contextlib.ExitStack() as stack,
     ):
         progress = Progress()
-        if checkpoints.latest_step is not None:
+        if checkpoints.latest_step is None:
+            state = replicate(state)
+        else:
             state, progress = _restore(checkpoints, state)
         log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
-        step_compiled = jax.jit(train_step, donate_argnums=0)
+        step_compiled = jax.jit(
+            train_step, donate_argnums=0, out_shardings=create_replication()
+        )
         batches = stack.enter_context(contextlib.closing(make_batches(int(state.step))))
+        trace = stack.enter_context(
+            contextlib.closing(StepTrace(folder / "trace", trace_steps))
+        )
         bar = _open_bar(title, schedule, state, hidden=progress.finished)
         while not progress.finished:
             started = time.monotonic()
             state = jax.tree.map(jnp.copy, state)  # what is being saved is not donated
-            for _ in range(int(state.step), _end_of_epoch(progress, schedule)):
-                if interruption.requested:
+            for step in range(int(state.step), _end_of_epoch(progress, schedule)):
+                if interruption.ends_at(step):
                     _save_and_exit(checkpoints, state, progress)
+                trace.advance(state.step)
                 state = step_compiled(state, frozen, next(batches))
                 bar.update()
             metrics = {"train/loss": _check_finite(state), **evaluate(state.model)}
@@ -256,7 +270,7 @@ def fit(
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
             improved = progress.best_epoch == progress.epoch
             _save(checkpoints, state, progress, value if improved else None)
-            if interruption.requested:
+            if is_any(interruption.requested):
                 _save_and_exit(checkpoints, state, progress)
         bar.close()
         return checkpoints.restore_best({"params": state.model})["params"]
@@ -270,7 +284,7 @@ def _open_bar(
         total=schedule.num_epochs * schedule.steps_per_epoch,
         initial=int(state.step),
         unit="step",
-        disable=hidden,
+        disable=hidden or not is_first(),
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
 

@@ -148,6 +148,25 @@ def test_observations_are_stacked_by_step_size_then_iteration(rng):
     assert found["labels"].shape == (2, 3, 2, 8, 10)
 
 
+def test_the_first_reconstruction_serves_all_step_sizes(rng):
+    matrix, y = rng.normal(size=(256, 256)), rng.uniform(size=(64, 256))
+
+    def count_flops(num_step_sizes):
+        run = jax.jit(
+            lambda y: iterinf.sweep(
+                lambda y: y @ matrix,
+                y,
+                step_sizes=np.linspace(0.1, 1, num_step_sizes),
+                num_iterations=1,
+                observe=jnp.sum,
+            )
+        )
+        return run.lower(y).compile().cost_analysis()["flops"]
+
+    product = 2 * 64 * 256 * 256
+    assert product < count_flops(1) < count_flops(20) < 1.5 * product
+
+
 def test_another_step_rule_takes_the_place_of_the_update(rng):
     y = make_probabilities(rng)
     found = iterinf.refine(

@@ -262,3 +262,6 @@ def test_a_split_is_filled_up_by_void_images(rng, batch_size):
     np.testing.assert_array_equal(flat.outputs["pool1"], flat.image[:, :1, :1])
     assert flat.label.dtype == np.uint8
     assert (labels < 3).all()
+    pairs = divide_split(split, batch_size, void=3, multiple=2)
+    assert len(pairs.label) == 2
+    assert (pairs.label.reshape(-1, 2, 3)[5:] == 3).all()

@@ -122,6 +122,17 @@ def test_counts_equal_a_plain_loop(num_images, batch_size):
     assert len(np.unique(refined.reshape(num_images, -1, 9), axis=1)[0]) > 4
 
 
+def test_a_split_that_does_not_fit_comes_in_chunks(monkeypatch, capsys):
+    networks, split = make_problem(5)
+    whole = count(networks, split)
+    num_bytes = split.image.nbytes + split.label.nbytes
+    monkeypatch.setattr(selection, "read_memory", lambda: 4 * num_bytes // 2 + 4)
+    chunks = count(networks, split, title="sweep of a test")
+    assert "4/4" in capsys.readouterr().err  # 3 batches, by two
+    np.testing.assert_array_equal(chunks.initial, whole.initial)
+    np.testing.assert_array_equal(chunks.refined, whole.refined)
+
+
 @pytest.mark.parametrize("name", ["segmenter", "refiner"])
 def test_probabilities_that_are_not_finite_are_no_labelling(name):
     networks, split = make_problem()

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from iterinf.errors import UserError
@@ -100,7 +101,7 @@ def launch(workdir, *arguments):
         cwd=ROOT,
         env=os.environ
         | {
-            "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         },
         capture_output=True,

@@ -44,6 +44,8 @@ def make_train_batches(
     seed: int,
     num_threads: int = 1,
     first_batch: int = 0,
+    process: int = 0,
+    num_processes: int = 1,
 ) -> grain.DatasetIterator[Batch]:
     """Iterates without end over shuffled, augmented batches.
 
@@ -60,10 +62,13 @@ def make_train_batches(
       seed: of shuffling and augmentation, in [0, 2^32).
       num_threads: that prepare batches ahead; 0 prepares each when asked for it.
       first_batch: position to start from, to go on after an interruption.
+      process: which of `num_processes` equal, successive parts of every batch to make.
+      num_processes: that share a batch.
 
     Returns:
-      An iterator of NumPy batches: images float32 in [0, 1], labels int32. Its
-      `close()` ends the threads; use `contextlib.closing` or call it.
+      An iterator of NumPy batches, of b / num_processes records: images float32 in
+      [0, 1], labels int32. Its `close()` ends the threads; use `contextlib.closing` or
+      call it.
 
     Raises:
       UserError: at once if the split is empty or an argument is out of range; from
@@ -82,14 +87,19 @@ def make_train_batches(
     ):
         if not low <= value <= high:
             raise UserError(f"{name} is {value}, expected {low} to {high}")
+    if batch_size % num_processes:
+        raise UserError(
+            f"batch_size is {batch_size}, expected a multiple of the {num_processes} "
+            "processes that share a batch"
+        )
     batches = (
         grain.MapDataset.source(split)
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(_Augment(crop_size, flip_probability, jitter))
-        .batch(batch_size, drop_remainder=True, batch_fn=_make_batch)  # none remains
-    )
+        .batch(batch_size // num_processes, drop_remainder=True, batch_fn=_make_batch)
+    )[process::num_processes]
     iterator = iter(
         batches.to_iter_dataset(grain.ReadOptions(num_threads, _BATCHES_AHEAD))
     )

@@ -19,6 +19,11 @@ _CASES = {
     "dae_train_step": "networks",
     "fc_densenet_forward": "networks",
     "fc_densenet_train_step": "networks",
+    "switches": "pooling",
+    "sweep": "sweeps",
+    "dense_crf": "crf",
+    "loader": "inputs",
+    "startup": "startup",
 }
 
 

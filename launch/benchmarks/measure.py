@@ -21,7 +21,7 @@ class Case(NamedTuple):
 
     name: str
     sizes: str  # of the work, in words
-    function: Any  # jitted
+    function: Any  # jitted, or compiled with its first call
     args: tuple[Any, ...]
     peers: Mapping[str, Callable[[], Any]] = {}  # the fastest is the one that counts
     flops: float | None = None  # of the call; None: not meaningful
@@ -39,7 +39,9 @@ def measure(case: Case, *, repeats: int, peak: float | None = None) -> dict[str,
       What the JSON line holds: medians in seconds; the median of the paired ratios and
       its range; FLOP/s, its fraction of the peak; bytes; seconds of compiling.
     """
-    compiling = time_compilation(case.function, case.args)
+    compiling = {}
+    if hasattr(case.function, "lower"):
+        compiling = time_compilation(case.function, case.args)
     ours_call = functools.partial(case.function, *case.args)
     calls: dict[str, Callable[[], Any]] = {"ours": ours_call, **case.peers}
     seconds = time_interleaved(calls, repeats)

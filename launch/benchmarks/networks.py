@@ -19,7 +19,7 @@ from launch.benchmarks import torch_networks
 from launch.benchmarks.measure import Case, count_flops
 
 _NUM_CLASSES = 11
-_LEVEL = 4  # that joins h
+LEVEL = 4  # that joins h
 _LAYOUTS = {"contiguous": False, "channels_last": True}
 
 
@@ -53,7 +53,7 @@ def list_dae_forward() -> Iterator[Case]:
             contribution = torch_networks.condition(h, params, "pool4")
             peers[layout] = torch.inference_mode()(
                 functools.partial(
-                    torch_networks.reconstruct, y, contribution, params, _LEVEL
+                    torch_networks.reconstruct, y, contribution, params, LEVEL
                 )
             )
             found = peers[layout]().permute(0, 2, 3, 1).numpy()
@@ -128,7 +128,7 @@ def describe(size: Size) -> str:
 
 def _compute_dae_loss(y, h, label, params):
     contribution = torch_networks.condition(h, params, "pool4")
-    r = torch_networks.reconstruct(y, contribution, params, _LEVEL)
+    r = torch_networks.reconstruct(y, contribution, params, LEVEL)
     truth = functional.one_hot(label, _NUM_CLASSES).permute(0, 3, 1, 2)
     squared = (r - truth).square().sum(dim=1).mean()
     return squared + functional.nll_loss(torch.log(r + 1e-30), label)

@@ -1,0 +1,72 @@
+"""The processes of one run: all run the same program, the first alone writes files."""
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from iterinf.errors import UserError
+
+_SECONDS = 30  # without a sign of life, after which a process counts as dead
+
+
+def start_processes(*, coordinator: str, count: int, index: int) -> None:
+    """Joins the processes of a run, which must share the file system of the workdir.
+
+    To be called before JAX computes anything.
+
+    Args:
+      coordinator: "" for a single process; "auto" where the cluster says all (SLURM,
+        Open MPI, TPU pods, Kubernetes); else "host:port" of the first process.
+      count: number of processes, for "host:port".
+      index: of this one, from 0, for "host:port".
+
+    Raises:
+      UserError: if they cannot join, with the reason.
+    """
+    if not coordinator:
+        return
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": _SECONDS}
+    if coordinator != "auto":
+        options |= {
+            "coordinator_address": coordinator,
+            "num_processes": count,
+            "process_id": index,
+        }
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"config.processes.coordinator is {coordinator!r}, but the processes "
+            f"cannot join: {reason}"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def is_any(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def end_process(sentence: str) -> NoReturn:
+    """Ends the process with status 1 and a sentence; others end when they miss it."""
+    if not jax.distributed.is_initialized():
+        sys.exit(sentence)
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(1)  # a clean end would wait for the others, who wait for this one

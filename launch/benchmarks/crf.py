@@ -1,0 +1,57 @@
+"""The dense CRF beside pydensecrf2 on a generated scene."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pydensecrf.densecrf
+from jaxtyping import Float, UInt8
+
+import iterinf
+from iterinf.data import create_dataset
+from launch.benchmarks.measure import Case
+
+_HEIGHT, _WIDTH, _NUM_ITERATIONS = 360, 480, 10
+_SPATIAL, _COLOR, _WEIGHTS = 3.0, 13.0, (3.0, 10.0)
+
+
+def list_dense_crf() -> Iterator[Case]:
+    """Building the lattices and ten iterations, at a wide and a narrow kernel."""
+    dataset = create_dataset(
+        "streets",
+        height=_HEIGHT,
+        width=_WIDTH,
+        num_train=1,
+        num_validation=1,
+        num_test=1,
+    )
+    image, label, *_ = dataset.train[0]
+    k = dataset.num_classes
+    logits = 4 * (np.arange(k) == np.minimum(label, k - 1)[..., None])
+    logits = logits + np.random.default_rng(0).normal(size=logits.shape)
+    y = np.asarray(jax.nn.softmax(logits.astype(np.float32)))
+    for width in (80.0, 3.0):
+        ours = functools.partial(
+            iterinf.dense_crf, y, image, _NUM_ITERATIONS, bilateral_width=width
+        )
+        peer = functools.partial(_infer, y, image, width)
+        same = np.mean(np.asarray(ours()).argmax(-1) == peer().argmax(-1))
+        if same < 0.999:
+            raise AssertionError(f"{1 - same:.1%} of the labels differ")
+        sizes = f"{_HEIGHT}x{_WIDTH}x{k}, widths 3 and {width:g}"
+        yield Case("dense_crf", sizes, ours, (), {"pydensecrf2": peer})
+
+
+def _infer(
+    y: Float[np.ndarray, "h w k"], image: UInt8[np.ndarray, "h w 3"], width: float
+) -> Float[np.ndarray, "h w k"]:
+    height, image_width, k = y.shape
+    crf = pydensecrf.densecrf.DenseCRF2D(image_width, height, k)
+    unary = -np.log(np.clip(y, 1e-5, 1)).reshape(-1, k).T
+    crf.setUnaryEnergy(unary.astype(np.float32).copy())
+    crf.addPairwiseGaussian(sxy=_SPATIAL, compat=_WEIGHTS[0])
+    crf.addPairwiseBilateral(
+        sxy=width, srgb=_COLOR, rgbim=image.copy(), compat=_WEIGHTS[1]
+    )
+    return np.array(crf.inference(_NUM_ITERATIONS)).T.reshape(y.shape)

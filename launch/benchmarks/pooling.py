@@ -1,0 +1,41 @@
+"""Max pooling with switches beside window functions of Flax and PyTorch."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.nn import functional
+
+from iterinf.ops.switches import max_pool_with_switches
+from launch.benchmarks.measure import Case
+from launch.benchmarks.torch_networks import to_maps
+
+_SHAPE = (1, 224, 224, 64)
+
+
+def list_switches() -> Iterator[Case]:
+    """The gradient of pooling, of the sum of squares of what is pooled."""
+    x = np.random.default_rng(0).normal(size=_SHAPE).astype(np.float32)
+    ours = jax.jit(jax.grad(lambda x: jnp.sum(max_pool_with_switches(x)[0] ** 2)))
+    pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
+    flax = jax.jit(jax.grad(lambda x: jnp.sum(pool(x) ** 2)))
+    maps = jnp.asarray(x)
+    np.testing.assert_allclose(ours(maps), flax(maps))
+    torch_maps = to_maps(x, channels_last=True).requires_grad_()
+
+    def differentiate() -> torch.Tensor:
+        pooled = functional.max_pool2d(torch_maps, 2)
+        return torch.autograd.grad(pooled.square().sum(), torch_maps)[0]
+
+    sizes = "x".join(map(str, _SHAPE))
+    peers: dict[str, Callable[[], Any]] = {
+        "Flax": functools.partial(flax, maps),
+        "PyTorch": differentiate,
+    }
+    for name, peer in peers.items():
+        yield Case("switches", f"{sizes}, beside {name}", ours, (maps,), {name: peer})

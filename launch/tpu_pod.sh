@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# One experiment on all chips of a TPU pod slice, a process for each of its hosts.
+#
+#   launch/tpu_pod.sh NAME ZONE CHECKOUT --config=configs/camvid_fcn8.py \
+#       --workdir=SHARED_FOLDER/fcn8 --config.dtype=bfloat16 [FLAGS]
+#
+# NAME and ZONE are those of the TPU VM; CHECKOUT and the workdir lie in a folder that
+# every host has mounted. A slice that was taken away: make it anew, and run this again.
+set -euo pipefail
+
+(($# > 3)) || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+name=$1 zone=$2 checkout=$3
+printf -v flags ' %q' "${@:4}"
+exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="
+  cd $(printf %q "$checkout") &&
+  python3 -m pip install --quiet 'jax[tpu]' -e . &&
+  python3 -m iterinf.main --config.processes.coordinator=auto$flags"

@@ -1,0 +1,148 @@
+"""Several devices and processes compute what one device does."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from iterinf.devices import create_sharding, divide, gather
+from iterinf.experiment import run
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+CHANGES = {  # batches of 8 and 4: several devices then hold one part
+    "refiners": ("dae_y",),
+    "segmenter.training.batch_size": 8,
+    "refiner.dae_y.training.batch_size": 4,
+    "evaluation.batch_size": 4,
+    "dataset.options.num_train": 16,
+}
+
+
+def start(workdir, *, num_processes, num_devices, signals_at=-1):
+    """Starts the processes; the last gets SIGKILL before a step of its training."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+    for index in range(num_processes):
+        changes = dict(CHANGES)
+        if num_processes > 1:
+            places = {"coordinator": address, "count": num_processes, "index": index}
+            changes |= {f"processes.{key}": places[key] for key in places}
+        flags = [f"--config.{key}={value}" for key, value in changes.items()]
+        last = index == num_processes - 1
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", DRIVER, str(signals_at if last else -1)]
+                + ["--config=tests/tiny.py", f"--workdir={workdir}", *flags],
+                cwd=ROOT,
+                env=os.environ
+                | {
+                    "JAX_NUM_CPU_DEVICES": str(num_devices),
+                    "JAX_COMPILATION_CACHE_DIR": str(
+                        jax.config.jax_compilation_cache_dir
+                    ),
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+DRIVER = """
+import os, sys
+from iterinf import interruption, main
+
+last = int(sys.argv.pop(1))
+ends_at = interruption.Interruption.ends_at
+
+def counted(self, step):
+    if step == last:
+        os.kill(os.getpid(), 9)
+    return ends_at(self, step)
+
+interruption.Interruption.ends_at = counted
+main.main()
+"""
+
+
+def wait(processes):
+    """What they said on standard error, in order."""
+    return [process.communicate(timeout=300)[1] for process in processes]
+
+
+def read_metrics(workdir, kind):
+    """A kind of number of every epoch: losses, or mean IoU."""
+    found = []
+    for path in sorted(workdir.rglob("metrics.jsonl")):
+        for line in path.read_text().splitlines():
+            found += [v for k, v in json.loads(line).items() if k.endswith(kind)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """The workdir of a run in this process, which has one."""
+    workdir = tmp_path_factory.mktemp("one")
+    config = tiny.get_config()
+    config.update_from_flattened_dict(CHANGES)
+    run(config, workdir, "run", "")
+    return workdir
+
+
+def check_same(workdir, expected):
+    """Rounding moves losses in the seventh digit, and a pixel now and then."""
+    for kind, tolerance in (("loss", {"rel": 1e-5}), ("mean_iou", {"abs": 1e-3})):
+        found, wanted = (read_metrics(folder, kind) for folder in (workdir, expected))
+        assert found == pytest.approx(wanted, **tolerance)
+    found, wanted = (
+        json.loads((folder / "results" / "table.json").read_text())["rows"]
+        for folder in (workdir, expected)
+    )
+    for row, other in zip(found, wanted, strict=True):
+        for key in ("model", "step_size", "num_iterations"):
+            assert row[key] == other[key]
+        for key in ("mean_iou", "global_accuracy", "gain"):
+            assert row[key] == pytest.approx(other[key], abs=0.05)
+
+
+@pytest.mark.slow
+def test_eight_devices_are_one(tmp_path, one_device):
+    processes = start(tmp_path, num_processes=1, num_devices=8)
+    errors = wait(processes)
+    assert processes[0].returncode == 0, errors
+    check_same(tmp_path, one_device)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_also_if_one_was_killed(tmp_path, one_device):
+    processes = start(tmp_path, num_processes=2, num_devices=4, signals_at=3)
+    errors = wait(processes)
+    assert processes[1].returncode == -signal.SIGKILL
+    assert processes[0].returncode not in (0, None)
+    assert "start all again" in errors[0] or "another task died" in errors[0]
+    processes = start(tmp_path, num_processes=2, num_devices=4)
+    errors = wait(processes)
+    assert [process.returncode for process in processes] == [0, 0], errors
+    check_same(tmp_path, one_device)
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
+
+
+def test_one_device_holds_all():
+    array = np.arange(24.0).reshape(2, 3, 4)
+    divided = divide({"x": array}, axis=1)["x"]
+    assert divided.sharding == create_sharding(3, axis=1)
+    whole = jax.jit(gather)(divided)
+    assert whole.is_fully_replicated
+    np.testing.assert_array_equal(whole, array)
