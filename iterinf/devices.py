@@ -6,6 +6,7 @@ adds what they have to tell each other (`jax.jit` over a mesh).
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ def divide(tree: PyTree[np.ndarray], *, axis: int = 0) -> PyTree[jax.Array]:
     return jax.tree.map(place, tree)
 
 
-class DividedBatches:
+class DividedBatches(Iterator[PyTree[jax.Array]]):
     """Batches that processes hold in parts, in their order, cut over all devices.
 
     A batch is on its way to the devices while they still work on the one before.

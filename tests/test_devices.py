@@ -14,6 +14,7 @@ import pytest
 
 from iterinf.devices import create_sharding, divide, gather
 from iterinf.experiment import run
+from iterinf.files import read_arrays
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -21,13 +22,15 @@ CHANGES = {  # batches of 8 and 4: several devices then hold one part
     "refiners": ("dae_y",),
     "segmenter.training.batch_size": 8,
     "refiner.dae_y.training.batch_size": 4,
+    "refiner.dae_y.selection.damped_step_sizes": (),
+    "refiner.dae_y.selection.step_sizes": (1.0,),
     "evaluation.batch_size": 4,
     "dataset.options.num_train": 16,
 }
 
 
 def start(workdir, *, num_processes, num_devices, signals_at=-1):
-    """Starts the processes; the last gets SIGKILL before a step of its training."""
+    """Starts the processes; the first gets SIGKILL before a step of its training."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -38,10 +41,9 @@ def start(workdir, *, num_processes, num_devices, signals_at=-1):
             places = {"coordinator": address, "count": num_processes, "index": index}
             changes |= {f"processes.{key}": places[key] for key in places}
         flags = [f"--config.{key}={value}" for key, value in changes.items()]
-        last = index == num_processes - 1
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", DRIVER, str(signals_at if last else -1)]
+                [sys.executable, "-c", DRIVER, str(-1 if index else signals_at)]
                 + ["--config=tests/tiny.py", f"--workdir={workdir}", *flags],
                 cwd=ROOT,
                 env=os.environ
@@ -106,15 +108,16 @@ def check_same(workdir, expected):
     for kind, tolerance in (("loss", {"rel": 1e-5}), ("mean_iou", {"abs": 1e-3})):
         found, wanted = (read_metrics(folder, kind) for folder in (workdir, expected))
         assert found == pytest.approx(wanted, **tolerance)
-    found, wanted = (
-        json.loads((folder / "results" / "table.json").read_text())["rows"]
+    for name in ("refiners/dae_y/curve.npz", "refiners/dae_y/test.npz"):
+        curve, other = (
+            read_arrays(folder / name)["mean_iou"] for folder in (workdir, expected)
+        )
+        np.testing.assert_allclose(curve, other, atol=1e-3)
+    plain, other = (
+        read_arrays(folder / "segmenter" / "test.npz")["counts"].sum(axis=0)
         for folder in (workdir, expected)
     )
-    for row, other in zip(found, wanted, strict=True):
-        for key in ("model", "step_size", "num_iterations"):
-            assert row[key] == other[key]
-        for key in ("mean_iou", "global_accuracy", "gain"):
-            assert row[key] == pytest.approx(other[key], abs=0.05)
+    assert np.abs(plain - other).sum() < 1e-3 * other.sum()
 
 
 @pytest.mark.slow
@@ -127,12 +130,12 @@ def test_eight_devices_are_one(tmp_path, one_device):
 
 @pytest.mark.slow
 def test_two_processes_are_one_also_if_one_was_killed(tmp_path, one_device):
-    processes = start(tmp_path, num_processes=2, num_devices=4, signals_at=3)
+    processes = start(tmp_path, num_processes=2, num_devices=2, signals_at=3)
     errors = wait(processes)
-    assert processes[1].returncode == -signal.SIGKILL
-    assert processes[0].returncode not in (0, None)
-    assert "start all again" in errors[0] or "another task died" in errors[0]
-    processes = start(tmp_path, num_processes=2, num_devices=4)
+    assert processes[0].returncode == -signal.SIGKILL
+    assert processes[1].returncode not in (0, None)
+    assert "start all again" in errors[1] or "another task died" in errors[1]
+    processes = start(tmp_path, num_processes=2, num_devices=2)
     errors = wait(processes)
     assert [process.returncode for process in processes] == [0, 0], errors
     check_same(tmp_path, one_device)
