@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from iterinf.data import camvid, streets
 from iterinf.data.dataset import Dataset, Record, Split
 from iterinf.data.images import encode_png
+from iterinf.processes import is_first, wait_for_all
 
 _SPLITS = ("train", "validation", "test")
 
@@ -127,7 +128,7 @@ class Streets(_RecordBuilder):
 def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
     """Returns the function that opens a split of CamVid's tensorflow-datasets folder.
 
-    Prepares it from the published folder at `path` if it is not there yet.
+    The first process prepares it from the folder at `path` if it is not there yet.
 
     Args:
       path: the published folder; not looked at once the copy is prepared.
@@ -138,11 +139,12 @@ def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
       UserError: if the published folder is needed and something is wrong with it.
     """
     builder = Camvid(data_dir=data_dir or None, file_format="array_record")
-    if not builder.data_path.exists():
+    if is_first() and not builder.data_path.exists():
         camvid.load_camvid(path)  # says better than the library what is missing
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=path)
         )
+    wait_for_all("CamVid prepared")
 
     def open_split(split: str) -> Split:
         source = builder.as_data_source(split=split)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
+from iterinf.ops.convolutions import convolve
 from iterinf.ops.switches import max_pool_with_switches
 from iterinf.ops.upsampling import convolve_transposed
 
@@ -25,6 +26,7 @@ def _convolve(channels: int, size: int, dtype: DTypeLike, name: str) -> nn.Conv:
         (size, size),
         kernel_init=nn.initializers.he_uniform(),
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )
 

@@ -12,6 +12,8 @@ import sys
 
 from absl import app, flags, logging
 
+from iterinf.compilation import convolve_on_all_cores
+
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Calls that a median is over.", 1)
 
 _CASES = {
@@ -29,6 +31,7 @@ _CASES = {
 
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    convolve_on_all_cores()
     names = argv[1:] or list(_CASES)
     for name in names:
         if name not in _CASES:
