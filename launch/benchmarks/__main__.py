@@ -19,8 +19,10 @@ _REPEATS = flags.DEFINE_integer("repeats", 7, "Calls that a median is over.", 1)
 _CASES = {
     "dae_forward": "networks",
     "dae_train_step": "networks",
+    "dae_convolutions": "convolutions",
     "fc_densenet_forward": "networks",
     "fc_densenet_train_step": "networks",
+    "fc_densenet_convolutions": "convolutions",
     "switches": "pooling",
     "sweep": "sweeps",
     "dense_crf": "crf",

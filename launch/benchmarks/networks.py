@@ -136,7 +136,7 @@ def _compute_dae_loss(y, h, label, params):
 
 def list_fc_densenet_forward() -> Iterator[Case]:
     """Scores; the batch's statistics normalise."""
-    segmenter, variables, images, _ = _make_densenet()
+    segmenter, variables, images, _ = make_densenet()
 
     def segment(variables, images):
         return segmenter.apply(variables, images)[0]
@@ -166,7 +166,7 @@ def list_fc_densenet_forward() -> Iterator[Case]:
 
 def list_fc_densenet_train_step() -> Iterator[Case]:
     """The gradient of the cross-entropy, dropout on, and RMSprop's update."""
-    segmenter, variables, images, label = _make_densenet()
+    segmenter, variables, images, label = make_densenet()
     peers = {}
     for layout, last in _LAYOUTS.items():
         params = torch_networks.to_parameters(variables["params"], channels_last=last)
@@ -184,9 +184,10 @@ def list_fc_densenet_train_step() -> Iterator[Case]:
     )
 
 
-def _make_densenet() -> tuple[
+def make_densenet() -> tuple[
     Any, Any, Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b h w"]
 ]:
+    """An FC-DenseNet103 of random parameters, with images and labels."""
     segmenter = create_segmenter(
         "fc_densenet103", num_classes=_NUM_CLASSES, statistics="batch"
     )
