@@ -109,7 +109,7 @@ def _infer(y, image, widths, weights, num_iterations, from_logits, exact):
     condition = make_condition(unary, image, *widths, exact=exact)
     refinement = refine(
         lambda y: update(y, condition, *weights),
-        nn.softmax(y) if from_logits else y,
+        nn.softmax(unary),
         step_size=1.0,
         num_iterations=num_iterations,
     )
@@ -155,13 +155,13 @@ def _check_values(y: Array, image: Array, *, from_logits: bool) -> None:
     (low, high), (low_sum, high_sum), (dark, bright) = ranges
     if from_logits and not np.isfinite([low, high]).all():
         raise UserError("logits that are not finite")
-    if not from_logits and not (low >= 0 and 0.99 < low_sum <= high_sum < 1.01):
+    if not from_logits and not (low > -0.01 and 0.99 < low_sum <= high_sum < 1.01):
         raise UserError(
             f"probabilities from {low:.3g} to {high:.3g} that sum to {low_sum:.3g} up "
             f"to {high_sum:.3g} over the last axis: expected 1 everywhere; for logits "
             "pass from_logits=True"
         )
-    if image.dtype != jnp.uint8 and not 0 <= dark <= bright <= 1:
+    if image.dtype != jnp.uint8 and not -0.01 < dark <= bright < 1.01:
         raise UserError(
             f"an image of floats from {dark:.3g} to {bright:.3g}: expected 0 to 1, or "
             "uint8"

@@ -129,7 +129,7 @@ def bootstrap_gain(
         return _average_present(_divide(draws @ intersection, draws @ union))
 
     differences = resample(refined) - resample(baseline)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(differences, [(1 - level) / 2, (1 + level) / 2])
     gain = compute_mean_iou(refined.sum(axis=0)) - compute_mean_iou(
         baseline.sum(axis=0)
     )

@@ -15,13 +15,14 @@ from iterinf.corruption import check_constraint, corrupt
 from iterinf.data.dataset import Split
 from iterinf.devices import divide, gather
 from iterinf.errors import UserError
+from iterinf.evaluation import compute_mean_iou
 from iterinf.losses import (
     LossSum,
     compute_cross_entropy,
     compute_reconstruction_loss,
     encode_labels,
 )
-from iterinf.metrics import confusion_matrix, mean_iou
+from iterinf.metrics import confusion_matrix
 from iterinf.training import LossFunction, Params
 from iterinf.types import Batch, Candidate
 
@@ -240,8 +241,10 @@ def make_validation(
 
     def validate(params: Params) -> dict[str, float]:
         parts = [count(params, frozen, batch) for batch in load_batches()]
-        loss, confusion = jax.tree.map(lambda *x: sum(x), *parts)
-        values = (float(loss.mean), float(mean_iou(confusion)))
+        losses, confusions = zip(*jax.device_get(parts), strict=True)
+        loss = jax.tree.map(lambda *x: sum(x), *losses)
+        confusion = np.asarray(confusions, np.int64).sum(axis=0)
+        values = (float(loss.mean), float(compute_mean_iou(confusion)))
         return dict(zip(METRICS, values, strict=True))
 
     return validate

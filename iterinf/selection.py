@@ -205,10 +205,9 @@ def _count_batches(
         def observe(state: Stopping):
             counts = jax.vmap(count_image)(batch.label, jnp.argmax(state.y, axis=-1))
             is_bad = jnp.any(jnp.isnan(state.y), axis=(1, 2, 3))
-            counts = jnp.where(is_bad[:, None, None], -1, counts)
-            if state.moving is None or count_stopped:
-                return counts
-            return jnp.where(state.moving[:, None, None], counts, 0)
+            if state.moving is not None and not count_stopped:
+                counts = jnp.where(state.moving[:, None, None], counts, 0)
+            return jnp.where(is_bad[:, None, None], -1, counts)
 
         initial = start(candidate.y, stop)
         refined = sweep(

@@ -29,9 +29,10 @@ from iterinf.data.loader import make_train_batches
 from iterinf.data.outputs import add_outputs, find_stride
 from iterinf.devices import DividedBatches, gather, replicate
 from iterinf.errors import UserError
+from iterinf.evaluation import compute_mean_iou
 from iterinf.files import read_arrays, write_arrays, write_json
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
-from iterinf.metrics import confusion_matrix, mean_iou
+from iterinf.metrics import confusion_matrix
 from iterinf.objectives import (
     Networks,
     Validate,
@@ -420,4 +421,5 @@ class Experiment:
 
         steps = range(self._count_steps(training))
         with contextlib.closing(self._make_batches(training, 0)) as batches:
-            return float(mean_iou(sum(count(variables, next(batches)) for _ in steps)))
+            parts = jax.device_get([count(variables, next(batches)) for _ in steps])
+        return float(compute_mean_iou(np.asarray(parts, np.int64).sum(axis=0)))

@@ -49,5 +49,5 @@ def stopping_step(
     distance = jnp.linalg.norm(state.y - reconstruction, axis=-1).mean(axis=(1, 2))
     return Stopping(
         jnp.where(state.moving[:, None, None, None], moved, state.y),
-        state.moving & (distance >= tolerance),
+        state.moving & ~(distance < tolerance),  # nan goes on, to be seen
     )

@@ -1,4 +1,7 @@
-"""Where the time goes: traces of JAX's profiler, for TensorBoard or Perfetto."""
+"""Where the time goes: traces of JAX's profiler, for TensorBoard or Perfetto.
+
+Of several processes the first alone is traced.
+"""
 
 import contextlib
 import pathlib
@@ -6,11 +9,13 @@ from collections.abc import Iterator
 
 import jax
 
-_FIRST = 10  # step of a process that is traced: those before it compile
+from iterinf.processes import is_first
+
+_FIRST = 10  # steps of a process before those that are traced: they compile
 
 
 class StepTrace:
-    """A trace of some training steps, from the tenth on that a process makes."""
+    """A trace of some training steps, after the first ten that a process makes."""
 
     def __init__(self, folder: pathlib.Path, num_steps: int):
         """Traces nothing if there are no steps to trace.
@@ -20,7 +25,7 @@ class StepTrace:
           num_steps: that it covers.
         """
         self._folder = folder
-        self._last = _FIRST + num_steps
+        self._last = _FIRST + num_steps * is_first()
         self._num_steps = 0
         self._is_tracing = False
 
@@ -49,5 +54,5 @@ class StepTrace:
 @contextlib.contextmanager
 def trace_all(folder: pathlib.Path, *, on: bool) -> Iterator[None]:
     """Traces what is done inside, if it is on."""
-    with jax.profiler.trace(folder) if on else contextlib.nullcontext():
+    with jax.profiler.trace(folder) if on and is_first() else contextlib.nullcontext():
         yield

@@ -118,6 +118,13 @@ def test_resample_without_a_class_leaves_it_out() -> None:
     assert high == pytest.approx(100 * (1 - (2 / 3 + 1 / 2) / 2))  # block 1 twice
 
 
+def test_resample_without_a_pixel_leaves_the_interval_known() -> None:
+    before = np.array([[[0, 0], [0, 0]], [[2, 0], [1, 1]]])
+    after = np.array([[[0, 0], [0, 0]], [[2, 0], [0, 2]]])
+    gain, low, high = bootstrap_gain(before, after, [0, 1])
+    assert low == high == gain > 0
+
+
 def test_interval_covers_the_true_gain_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     # Of two classes one occurs: its IoU is the accuracy, .6 and .7 on average with a

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from iterinf.ops import permutohedral
 from iterinf.ops.permutohedral import build_lattice, filter_exactly, filter_on_lattice
 
 
@@ -79,14 +80,38 @@ def test_equals_a_dictionary_of_vertices(rng, d, extent):
     np.testing.assert_allclose(run(features, values), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("spread", [0.05, 1.0, 40.0])
-def test_every_size_of_the_lattice_gives_the_same(rng, spread):
-    """12,000 rows of vertices; from 12 of them to nearly all are in use."""
+@pytest.mark.parametrize(
+    ("spread", "fewest", "most"),
+    [
+        (3, 0, 188),
+        (15, 188, 375),
+        (21, 375, 750),
+        (30, 750, 1500),
+        (43, 1500, 3000),
+        (62, 3000, 6000),
+        (400, 6000, 12000),
+    ],
+)
+def test_every_size_of_the_lattice_gives_the_same(
+    rng, monkeypatch, spread, fewest, most
+):
+    """Each number of vertices has a program for it, and its transpose."""
+    monkeypatch.setattr(permutohedral, "_SMALLEST", 1)
     features = rng.uniform(0, spread, (4000, 2)).astype(np.float32)
     values = rng.normal(size=(4000, 2)).astype(np.float32)
     expected, num_vertices = filter_in_numpy(features, values)
-    assert {0.05: 3, 1.0: 20, 40.0: 9000}[spread] > num_vertices / 2
-    np.testing.assert_allclose(run(features, values), expected, rtol=1e-3, atol=1e-3)
+    assert fewest < num_vertices <= most
+
+    @jax.jit
+    def filter_both_ways(features, x):
+        lattice = build_lattice(features)
+        found, pull_back = jax.vjp(lambda x: filter_on_lattice(lattice, x), x)
+        return found, pull_back(jnp.cos(x))[0]
+
+    found, back = filter_both_ways(features, values)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    forth = np.sum(np.cos(values) * expected)
+    np.testing.assert_allclose(np.sum(values * back), forth, rtol=1e-2, atol=0.1)
 
 
 @pytest.mark.parametrize(("d", "error"), [(2, 0.01), (5, 0.012)])

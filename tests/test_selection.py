@@ -133,15 +133,16 @@ def test_a_split_that_does_not_fit_comes_in_chunks(monkeypatch, capsys):
     np.testing.assert_array_equal(chunks.refined, whole.refined)
 
 
+@pytest.mark.parametrize("options", [{}, {"stop": 0.45, "count_stopped": False}])
 @pytest.mark.parametrize("name", ["segmenter", "refiner"])
-def test_probabilities_that_are_not_finite_are_no_labelling(name):
+def test_probabilities_that_are_not_finite_are_no_labelling(name, options):
     networks, split = make_problem()
     params = networks[name]["params"]
     networks[name] = {"params": jax.tree.map(lambda x: x * np.nan, params)}
     with pytest.raises(
         UserError, match=f"the {name} gives probabilities .* not finite"
     ):
-        count(networks, split)
+        count(networks, split, **options)
 
 
 @pytest.mark.parametrize("count_stopped", [True, False])

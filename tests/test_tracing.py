@@ -30,7 +30,7 @@ def take_steps(trace, num_steps):
 
 
 @pytest.mark.parametrize(("num_traced", "num_steps"), [(3, 20), (30, 13)])
-def test_a_trace_begins_at_the_tenth_step_and_ends(tmp_path, num_traced, num_steps):
+def test_a_trace_begins_after_ten_steps_and_ends(tmp_path, num_traced, num_steps):
     one = StepTrace(tmp_path / "one", num_steps=1)
     take_steps(one, 20)
     trace = StepTrace(tmp_path / "trace", num_steps=num_traced)

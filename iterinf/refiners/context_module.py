@@ -76,7 +76,9 @@ class ContextModule(nn.Module):
         def convolution(dilation, size=3, **options):
             options = {"kernel_init": init_as_identity} | options
             shape = {"kernel_size": (size, size), "kernel_dilation": dilation}
-            return nn.Conv(k, dtype=jnp.float32, **shape, **options)
+            return nn.Conv(
+                k, dtype=jnp.float32, precision="highest", **shape, **options
+            )
 
         def draw(key, shape, dtype):
             """Glorot's, of a layer that reads all channels; any `shape[2]` of them."""
