@@ -13,7 +13,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 from iterinf import Batch, Candidate, create_refiner, create_segmenter
 from iterinf.compilation import convolve_on_all_cores
 from iterinf.selection import count_refinements
+from launch.benchmarks.measure import time_interleaved
 
 _OUTPUT = Path(__file__).parent.parent / "docs" / "scaling.png"
 _USUAL = {"images": 16, "iterations": 8, "step sizes": 4, "images at a time": 2}
@@ -69,13 +69,8 @@ def main() -> None:
 
 def time_sweep(**work: int) -> float:
     """Seconds of one call; `work` has the keys of `_USUAL`."""
-    call = _make_sweep(**work)
-    seconds = []
-    for _ in range(_REPEATS + 1):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    seconds = time_interleaved({"sweep": _make_sweep(**work)}, _REPEATS)
+    return statistics.median(seconds["sweep"])
 
 
 def time_on_devices(count: int) -> float:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from iterinf.ops.patches import gather_patches
+
 _BYTES = 2_000_000  # of the patches of a block of rows: what caches hold
 _MOST_CHANNELS = 16  # of the narrower side; above, XLA's own gradient is level
 
@@ -135,17 +137,9 @@ def _multiply_patches(
         z = jax.lax.dynamic_slice_in_dim(
             padded, block * rows, rows + size[0] - 1, axis=1
         )
-        patches = jnp.concatenate(
-            [
-                z[:, i : i + rows, j : j + width]
-                for i in range(size[0])
-                for j in range(size[1])
-            ],
-            axis=-1,
-        )
         return products + jnp.matmul(
             y.reshape(-1, m).T,
-            patches.reshape(-1, num_columns),
+            gather_patches(z, size).reshape(-1, num_columns),
             preferred_element_type=jnp.float32,
         )
 

@@ -34,13 +34,25 @@ def convolve_patches(
     del strides, options
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = kernel.shape[:2]
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    patches = jnp.concatenate(
-        [
-            x[:, i : i + height, j : j + width]
-            for i in range(rows)
-            for j in range(columns)
-        ],
-        axis=-1,
-    )
+    patches = gather_patches(x, (rows, columns))
     return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def gather_patches(
+    x: Float[Array, "b h w c"], size: tuple[int, int]
+) -> Float[Array, "b _ _ p"]:
+    """Lays out the windows of a size that lie in x, one position apart.
+
+    Args:
+      x: input.
+      size: (rows, columns) of a window.
+
+    Returns:
+      [b, h - rows + 1, w - columns + 1, rows * columns * c], by row, column, channel.
+    """
+    rows, columns = size
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    shifted = [
+        x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)
+    ]
+    return jnp.concatenate(shifted, axis=-1)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from torch.nn import functional
 
 from launch.benchmarks.measure import Case
-from launch.benchmarks.networks import DAES, describe, make_dae, make_densenet
+from launch.benchmarks.networks import DAES, LAYOUTS, describe, make_dae, make_densenet
 from launch.benchmarks.torch_networks import to_maps
 
 
@@ -80,7 +80,7 @@ def _make_case(name: str, sizes: str, convolutions: list[_Convolution]) -> Case:
     )
     peers = {
         layout: _make_peer(convolutions, problems, channels_last=last)
-        for layout, last in (("contiguous", False), ("channels_last", True))
+        for layout, last in LAYOUTS.items()
     }
     ours = jax.jit(functools.partial(_differentiate, convolutions))
     args = (jax.tree.map(jnp.asarray, problems),)

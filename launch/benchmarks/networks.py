@@ -20,7 +20,7 @@ from launch.benchmarks.measure import Case, count_flops
 
 _NUM_CLASSES = 11
 LEVEL = 4  # that joins h
-_LAYOUTS = {"contiguous": False, "channels_last": True}
+LAYOUTS = {"contiguous": False, "channels_last": True}
 
 
 class Size(NamedTuple):
@@ -48,7 +48,7 @@ def list_dae_forward() -> Iterator[Case]:
         reconstruct = functools.partial(refiner.apply, method="reconstruct")
         args = (variables, candidate.y, condition)
         peers = {}
-        for layout, last in _LAYOUTS.items():
+        for layout, last in LAYOUTS.items():
             params, y, h = to_torch(variables, candidate, channels_last=last)
             contribution = torch_networks.condition(h, params, "pool4")
             peers[layout] = torch.inference_mode()(
@@ -76,7 +76,7 @@ def list_dae_train_step() -> Iterator[Case]:
             return compute_reconstruction_loss(r, batch.label)
 
         peers = {}
-        for layout, last in _LAYOUTS.items():
+        for layout, last in LAYOUTS.items():
             params, y, h = to_torch(variables, candidate, channels_last=last)
             loss = functools.partial(_compute_dae_loss, y, h, torch.from_numpy(label))
             peers[layout] = torch_networks.make_step(params, loss)
@@ -143,7 +143,7 @@ def list_fc_densenet_forward() -> Iterator[Case]:
 
     args = (variables, jnp.asarray(images))
     peers = {}
-    for layout, last in _LAYOUTS.items():
+    for layout, last in LAYOUTS.items():
         params = torch_networks.to_parameters(variables["params"], channels_last=last)
         x = torch_networks.to_maps(images, channels_last=last)
         peers[layout] = torch.inference_mode()(
@@ -168,7 +168,7 @@ def list_fc_densenet_train_step() -> Iterator[Case]:
     """The gradient of the cross-entropy, dropout on, and RMSprop's update."""
     segmenter, variables, images, label = make_densenet()
     peers = {}
-    for layout, last in _LAYOUTS.items():
+    for layout, last in LAYOUTS.items():
         params = torch_networks.to_parameters(variables["params"], channels_last=last)
         x = torch_networks.to_maps(images, channels_last=last)
         loss = functools.partial(

@@ -13,15 +13,12 @@ from iterinf.segmenters import create_segmenter
 from iterinf.selection import count_refinements
 from launch.benchmarks import torch_networks
 from launch.benchmarks.measure import Case
-from launch.benchmarks.networks import LEVEL, Size, describe, make_dae, to_torch
+from launch.benchmarks.networks import DAES, LEVEL, describe, make_dae, to_torch
 
 _STEP_SIZES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0)
 _NUM_ITERATIONS = 10
 _NUM_CLASSES = 11
-_SIZES = (
-    Size((16, 32, 64, 128, 256), 128, 4, 176),
-    Size((64, 128, 256, 512, 1024, 2048), 512, 1, 224),
-)
+_SIZES = (DAES[0]._replace(batch=4, crop=176), DAES[1]._replace(batch=1, crop=224))
 
 
 def list_sweep() -> Iterator[Case]:
