@@ -252,20 +252,26 @@ def fit(
         )
         bar = _open_bar(title, schedule, state, hidden=progress.finished)
         while not progress.finished:
-            started = time.monotonic()
+            started, waited = time.monotonic(), 0.0
             state = jax.tree.map(jnp.copy, state)  # what is being saved is not donated
             for step in range(int(state.step), _end_of_epoch(progress, schedule)):
                 if interruption.ends_at(step):
                     _save_and_exit(checkpoints, state, progress)
                 trace.advance(state.step)
-                state = step_compiled(state, frozen, next(batches))
+                asked = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - asked
+                state = step_compiled(state, frozen, batch)
                 bar.update()
             metrics = {"train/loss": _check_finite(state), **evaluate(state.model)}
             _check_metrics_finite(metrics, progress.epoch + 1)
             value = metrics[schedule.monitor]
             progress = _advance(progress, value, schedule)
-            seconds = round(time.monotonic() - started, 2)
-            log.write({"epoch": progress.epoch, **metrics, "seconds": seconds})
+            seconds = {
+                "seconds": round(time.monotonic() - started, 2),
+                "seconds_waiting_for_data": round(waited, 3),
+            }
+            log.write({"epoch": progress.epoch, **metrics, **seconds})
             bar.set_postfix({schedule.monitor: f"{value:.4f}"}, refresh=False)
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
             improved = progress.best_epoch == progress.epoch

@@ -1,6 +1,8 @@
 # Sourced by the other scripts, with the extras wanted as `extras` ("" or "[test]").
 # Installs this checkout into the active environment, else into .venv, and sets
-# `python` to the interpreter there. Does nothing where that is already done.
+# `python` to the interpreter there; does nothing where that is already done. Has glibc
+# ask Linux for huge pages: XLA maps its temporaries anew at every step.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 fail() {
   echo "iterinf: $1" >&2

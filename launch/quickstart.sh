@@ -6,7 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extras=
 source launch/install.sh
-# Huge pages, where Linux offers them: XLA maps its temporaries anew at every step.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec "$python" -m iterinf.main \
   --config=configs/quickstart.py --workdir=runs/quickstart "$@"
