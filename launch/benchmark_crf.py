@@ -12,7 +12,6 @@ import os
 import pathlib
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,15 +35,24 @@ from iterinf.refiners.dense_crf import (
 )
 from iterinf.stages import Experiment
 
+try:
+    from launch.benchmarks.crf import (
+        BILATERAL_WIDTHS,
+        COLOR_WIDTH,
+        NUM_ITERATIONS,
+        SPATIAL_WIDTH,
+        WEIGHTS,
+        infer_by_peer,
+        make_peer,
+    )
+except ImportError:
+    sys.exit("launch.benchmark_crf: no pydensecrf; pip install -e '.[bench]'")
+from launch.benchmarks.measure import time_interleaved
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run of that config.")
 _FRAMES = flags.DEFINE_integer("frames", 20, "Compared with pydensecrf2.", 4)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Calls that a median is over.", 1)
-
-_NUM_ITERATIONS = 10
-_SPATIAL_WIDTH, _COLOR_WIDTH = 3.0, 13.0
-_WEIGHTS = (3.0, 10.0)
-_BILATERAL_WIDTHS = (80.0, 3.0)
 
 
 def read_frames(
@@ -67,31 +75,6 @@ def read_frames(
     return images, np.concatenate(proposals)
 
 
-def make_peer(
-    y: Float[np.ndarray, "h w k"], image: UInt8[np.ndarray, "h w 3"], width: float
-) -> Any:
-    """A pydensecrf of that frame, ready to infer."""
-    import pydensecrf.densecrf  # noqa: PLC0415 - of an extra
-
-    height, image_width, k = y.shape
-    crf = pydensecrf.densecrf.DenseCRF2D(image_width, height, k)
-    unary = -np.log(np.clip(y, 1e-5, 1)).reshape(-1, k).T
-    crf.setUnaryEnergy(unary.astype(np.float32).copy())
-    crf.addPairwiseGaussian(sxy=_SPATIAL_WIDTH, compat=_WEIGHTS[0])
-    crf.addPairwiseBilateral(
-        sxy=width, srgb=_COLOR_WIDTH, rgbim=image.copy(), compat=_WEIGHTS[1]
-    )
-    return crf
-
-
-def infer_by_peer(
-    y: Float[np.ndarray, "h w k"], image: UInt8[np.ndarray, "h w 3"], width: float
-) -> Float[np.ndarray, "h w k"]:
-    """pydensecrf2's probabilities."""
-    inferred = np.array(make_peer(y, image, width).inference(_NUM_ITERATIONS))
-    return inferred.T.reshape(y.shape)
-
-
 def compare(
     images: UInt8[np.ndarray, "n h w 3"],
     proposals: Float[np.ndarray, "n h w k"],
@@ -101,7 +84,7 @@ def compare(
     same, distance, changed = [], [], []
     for y, image in zip(proposals, images, strict=True):
         ours = np.asarray(
-            iterinf.dense_crf(y, image, _NUM_ITERATIONS, bilateral_width=width)
+            iterinf.dense_crf(y, image, NUM_ITERATIONS, bilateral_width=width)
         )
         theirs = infer_by_peer(y, image, width)
         same.append(np.mean(ours.argmax(axis=-1) == theirs.argmax(axis=-1)))
@@ -110,29 +93,15 @@ def compare(
     return float(np.mean(same)), float(np.mean(distance)), float(np.mean(changed))
 
 
-def time_interleaved(
-    calls: dict[str, Callable[[], Any]], repeats: int
-) -> dict[str, float]:
-    """Median seconds of each call, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(repeats + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            jax.block_until_ready(call())
-            if i:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def list_calls(
     y: Float[np.ndarray, "b h w k"], image: UInt8[np.ndarray, "b h w 3"], width: float
 ) -> dict[str, Callable[[], Any]]:
     """What is timed: whole calls and the loop on both sides, then the parts of ours."""
     places, colors = make_features(jnp.asarray(image[:1] / np.float32(255)))
-    spatial = places / _SPATIAL_WIDTH
-    bilateral = jnp.concatenate([places / width, colors[0] / _COLOR_WIDTH], axis=1)
+    spatial = places / SPATIAL_WIDTH
+    bilateral = jnp.concatenate([places / width, colors[0] / COLOR_WIDTH], axis=1)
     unary = compute_unary(jnp.asarray(y[:1]))
-    widths = (_SPATIAL_WIDTH, width, _COLOR_WIDTH)
+    widths = (SPATIAL_WIDTH, width, COLOR_WIDTH)
     condition = jax.jit(make_condition)(unary, image[:1] / np.float32(255), *widths)
     build = jax.jit(lambda features: build_lattice(features))
     apply = jax.jit(lambda lattice, values: filter_on_lattice(lattice, values))
@@ -142,21 +111,21 @@ def list_calls(
     @jax.jit
     def loop(y: Array, condition: Any) -> Array:
         return iterinf.refine(
-            lambda y: update(y, condition, *_WEIGHTS),
+            lambda y: update(y, condition, *WEIGHTS),
             y,
             step_size=1.0,
-            num_iterations=_NUM_ITERATIONS,
+            num_iterations=NUM_ITERATIONS,
         ).y
 
     def infer(y, image):
-        return iterinf.dense_crf(y, image, _NUM_ITERATIONS, bilateral_width=width)
+        return iterinf.dense_crf(y, image, NUM_ITERATIONS, bilateral_width=width)
 
     peer = make_peer(y[0], image[0], width)
     return {
         "one image": lambda: infer(y[0], image[0]),
         "one image, pydensecrf2": lambda: infer_by_peer(y[0], image[0], width),
         "loop alone": lambda: loop(y[:1], condition),
-        "loop alone, pydensecrf2": lambda: peer.inference(_NUM_ITERATIONS),
+        "loop alone, pydensecrf2": lambda: peer.inference(NUM_ITERATIONS),
         "batch of 4": lambda: infer(y, image),
         "batch of 4, pydensecrf2": lambda: [
             infer_by_peer(*pair, width) for pair in zip(y, image, strict=True)
@@ -171,10 +140,6 @@ def list_calls(
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax
     try:
-        import pydensecrf  # noqa: F401, PLC0415
-    except ImportError:
-        sys.exit("launch.benchmark_crf: no pydensecrf; pip install -e '.[bench]'")
-    try:
         workdir = pathlib.Path(str(_WORKDIR.value))
         images, proposals = read_frames(_CONFIG.value, workdir, _FRAMES.value)
     except UserError as error:
@@ -183,10 +148,10 @@ def _run(argv: list[str]) -> None:
         f"{len(images)} frames of {images.shape[1]}x{images.shape[2]}; "
         f"{os.cpu_count()} CPU cores, of which pydensecrf2 uses one"
     )
-    for width in _BILATERAL_WIDTHS:
+    for width in BILATERAL_WIDTHS:
         same, distance, changed = compare(images, proposals, width)
         print(
-            f"\nwidths {_SPATIAL_WIDTH:g} and {width:g} / {_COLOR_WIDTH:g}: "
+            f"\nwidths {SPATIAL_WIDTH:g} and {width:g} / {COLOR_WIDTH:g}: "
             f"{100 * same:.4f}% of the labels are pydensecrf2's, mean |dQ| "
             f"{distance:.1e}; the CRF changes {100 * changed:.1f}% of y's\n"
         )
@@ -194,8 +159,9 @@ def _run(argv: list[str]) -> None:
         seconds = time_interleaved(
             list_calls(proposals[:4], images[:4], width), _REPEATS.value
         )
-        for name, time_taken in seconds.items():
-            peer = seconds.get(f"{name}, pydensecrf2")
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        for name, time_taken in medians.items():
+            peer = medians.get(f"{name}, pydensecrf2")
             ratio = f"{time_taken / peer:.2f}" if peer else ""
             print(f"| {name} | {1e3 * time_taken:.0f} | {ratio} |")
 

@@ -100,11 +100,13 @@ def test_lattice_is_near_exact_inference(rng):
     assert np.abs(exact - y).mean() > 0.1
 
 
-@pytest.mark.parametrize("bilateral_width", [3, 80])
-@pytest.mark.parametrize("k", [2, 21])
-def test_agrees_with_pydensecrf(bilateral_width, k):
+@pytest.mark.parametrize(
+    ("scene", "bilateral_width"),
+    [("k2", 3), ("k2", 80), ("k21", 3), ("k21", 80), ("labels", 3)],
+)
+def test_agrees_with_pydensecrf(scene, bilateral_width):
     with np.load(Path(__file__).parent / "data" / "pydensecrf.npz") as arrays:
-        case = f"k{k}_width{bilateral_width}"
+        case = f"{scene}_width{bilateral_width}"
         y, image, expected = (
             arrays[f"{case}_{name}"] for name in ("y", "image", "inferred")
         )

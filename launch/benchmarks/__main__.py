@@ -13,6 +13,7 @@ import sys
 from absl import app, flags, logging
 
 from iterinf.compilation import convolve_on_all_cores
+from iterinf.errors import UserError
 
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Calls that a median is over.", 1)
 
@@ -47,6 +48,8 @@ def _run(argv: list[str]) -> None:
             for case in getattr(module, f"list_{name}")():
                 result = measure(case, repeats=_REPEATS.value, peak=peak)
                 print(json.dumps(result), flush=True)
+    except UserError as error:
+        sys.exit(f"launch.benchmarks: {error}")
     except ImportError as error:
         sys.exit(f"launch.benchmarks: {error}; pip install -e '.[bench]'")
 

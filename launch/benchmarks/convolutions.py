@@ -13,8 +13,8 @@ from jaxtyping import Array
 from torch.nn import functional
 
 from launch.benchmarks.measure import Case
-from launch.benchmarks.networks import DAES, LAYOUTS, describe, make_dae, make_densenet
-from launch.benchmarks.torch_networks import to_maps
+from launch.benchmarks.networks import DAES, describe, make_dae, make_densenet
+from launch.benchmarks.torch_networks import list_peers, to_maps
 
 
 class _Convolution(NamedTuple):
@@ -78,10 +78,7 @@ def _make_case(name: str, sizes: str, convolutions: list[_Convolution]) -> Case:
         2 * np.prod(c.shape[:3]) * np.prod(c.kernel) * (2 if c.reads_data else 3)
         for c in convolutions
     )
-    peers = {
-        layout: _make_peer(convolutions, problems, channels_last=last)
-        for layout, last in LAYOUTS.items()
-    }
+    peers = list_peers(functools.partial(_make_peer, convolutions, problems))
     ours = jax.jit(functools.partial(_differentiate, convolutions))
     args = (jax.tree.map(jnp.asarray, problems),)
     return Case(name, sizes, ours, args, peers, float(flops))
@@ -106,7 +103,11 @@ def _differentiate(
 
 
 def _make_peer(
-    convolutions: list[_Convolution], problems: list[Any], *, channels_last: bool
+    convolutions: list[_Convolution],
+    problems: list[Any],
+    compile: Callable[..., Any],
+    *,
+    channels_last: bool,
 ) -> Callable[[], Any]:
     to = functools.partial(to_maps, channels_last=channels_last)
     tensors = [
@@ -126,4 +127,4 @@ def _make_peer(
             results.append((value, torch.autograd.grad(value, wanted, gradient)))
         return results
 
-    return differentiate
+    return compile(differentiate)

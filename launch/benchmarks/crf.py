@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +13,11 @@ import iterinf
 from iterinf.data import create_dataset
 from launch.benchmarks.measure import Case
 
-_HEIGHT, _WIDTH, _NUM_ITERATIONS = 360, 480, 10
-_SPATIAL, _COLOR, _WEIGHTS = 3.0, 13.0, (3.0, 10.0)
+NUM_ITERATIONS = 10
+SPATIAL_WIDTH, COLOR_WIDTH = 3.0, 13.0
+BILATERAL_WIDTHS = (80.0, 3.0)
+WEIGHTS = (3.0, 10.0)  # of the spatial and of the bilateral kernel
+_HEIGHT, _WIDTH = 360, 480
 
 
 def list_dense_crf() -> Iterator[Case]:
@@ -31,11 +35,11 @@ def list_dense_crf() -> Iterator[Case]:
     logits = 4 * (np.arange(k) == np.minimum(label, k - 1)[..., None])
     logits = logits + np.random.default_rng(0).normal(size=logits.shape)
     y = np.asarray(jax.nn.softmax(logits.astype(np.float32)))
-    for width in (80.0, 3.0):
+    for width in BILATERAL_WIDTHS:
         ours = functools.partial(
-            iterinf.dense_crf, y, image, _NUM_ITERATIONS, bilateral_width=width
+            iterinf.dense_crf, y, image, NUM_ITERATIONS, bilateral_width=width
         )
-        peer = functools.partial(_infer, y, image, width)
+        peer = functools.partial(infer_by_peer, y, image, width)
         same = np.mean(np.asarray(ours()).argmax(-1) == peer().argmax(-1))
         if same < 0.999:
             raise AssertionError(f"{1 - same:.1%} of the labels differ")
@@ -43,15 +47,24 @@ def list_dense_crf() -> Iterator[Case]:
         yield Case("dense_crf", sizes, ours, (), {"pydensecrf2": peer})
 
 
-def _infer(
+def make_peer(
     y: Float[np.ndarray, "h w k"], image: UInt8[np.ndarray, "h w 3"], width: float
-) -> Float[np.ndarray, "h w k"]:
+) -> Any:
+    """A pydensecrf of that image with that bilateral width, ready to infer."""
     height, image_width, k = y.shape
     crf = pydensecrf.densecrf.DenseCRF2D(image_width, height, k)
     unary = -np.log(np.clip(y, 1e-5, 1)).reshape(-1, k).T
     crf.setUnaryEnergy(unary.astype(np.float32).copy())
-    crf.addPairwiseGaussian(sxy=_SPATIAL, compat=_WEIGHTS[0])
+    crf.addPairwiseGaussian(sxy=SPATIAL_WIDTH, compat=WEIGHTS[0])
     crf.addPairwiseBilateral(
-        sxy=width, srgb=_COLOR, rgbim=image.copy(), compat=_WEIGHTS[1]
+        sxy=width, srgb=COLOR_WIDTH, rgbim=image.copy(), compat=WEIGHTS[1]
     )
-    return np.array(crf.inference(_NUM_ITERATIONS)).T.reshape(y.shape)
+    return crf
+
+
+def infer_by_peer(
+    y: Float[np.ndarray, "h w k"], image: UInt8[np.ndarray, "h w 3"], width: float
+) -> Float[np.ndarray, "h w k"]:
+    """pydensecrf2's probabilities, its lattices built anew."""
+    inferred = np.array(make_peer(y, image, width).inference(NUM_ITERATIONS))
+    return inferred.T.reshape(y.shape)

@@ -1,7 +1,7 @@
 """Forward passes and training steps beside the same networks in PyTorch."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,6 @@ from launch.benchmarks.measure import Case, count_flops
 
 _NUM_CLASSES = 11
 LEVEL = 4  # that joins h
-LAYOUTS = {"contiguous": False, "channels_last": True}
 
 
 class Size(NamedTuple):
@@ -47,18 +46,17 @@ def list_dae_forward() -> Iterator[Case]:
         )
         reconstruct = functools.partial(refiner.apply, method="reconstruct")
         args = (variables, candidate.y, condition)
-        peers = {}
-        for layout, last in LAYOUTS.items():
-            params, y, h = to_torch(variables, candidate, channels_last=last)
+        to = functools.partial(to_torch, variables, candidate)
+
+        def make_peer(compile, *, channels_last, to=to):
+            params, y, h = to(channels_last=channels_last)
             contribution = torch_networks.condition(h, params, "pool4")
-            peers[layout] = torch.inference_mode()(
-                functools.partial(
-                    torch_networks.reconstruct, y, contribution, params, LEVEL
-                )
-            )
-            found = peers[layout]().permute(0, 2, 3, 1).numpy()
-            expected = jax.jit(reconstruct)(*args)
-            np.testing.assert_allclose(found, expected, atol=1e-3)
+            forward = compile(torch_networks.reconstruct)
+            call = functools.partial(forward, y, contribution, params, LEVEL)
+            return torch.inference_mode()(call)
+
+        peers = torch_networks.list_peers(make_peer)
+        _check_maps(peers, jax.jit(reconstruct)(*args), atol=1e-3)
         flops = count_flops(reconstruct, *args)
         yield Case(
             "dae_forward", describe(size), jax.jit(reconstruct), args, peers, flops
@@ -75,11 +73,15 @@ def list_dae_train_step() -> Iterator[Case]:
             r = refiner.apply({"params": params}, candidate)
             return compute_reconstruction_loss(r, batch.label)
 
-        peers = {}
-        for layout, last in LAYOUTS.items():
-            params, y, h = to_torch(variables, candidate, channels_last=last)
-            loss = functools.partial(_compute_dae_loss, y, h, torch.from_numpy(label))
-            peers[layout] = torch_networks.make_step(params, loss)
+        to = functools.partial(to_torch, variables, candidate)
+        truth = torch_networks.to_tensor(label)
+
+        def make_peer(compile, *, channels_last, to=to, truth=truth):
+            params, y, h = to(channels_last=channels_last)
+            loss = functools.partial(compile(_compute_dae_loss), y, h, truth)
+            return torch_networks.make_step(params, loss)
+
+        peers = torch_networks.list_peers(make_peer)
         batch = Batch(candidate.image, jnp.asarray(label))
         yield _make_step_case(
             "dae_train_step",
@@ -141,18 +143,15 @@ def list_fc_densenet_forward() -> Iterator[Case]:
     def segment(variables, images):
         return segmenter.apply(variables, images)[0]
 
+    def make_peer(compile, *, channels_last):
+        params, x = _to_torch(variables, images, channels_last=channels_last)
+        forward = compile(torch_networks.segment)
+        call = functools.partial(forward, x, params, *_list_blocks(segmenter))
+        return torch.inference_mode()(call)
+
     args = (variables, jnp.asarray(images))
-    peers = {}
-    for layout, last in LAYOUTS.items():
-        params = torch_networks.to_parameters(variables["params"], channels_last=last)
-        x = torch_networks.to_maps(images, channels_last=last)
-        peers[layout] = torch.inference_mode()(
-            functools.partial(
-                torch_networks.segment, x, params, *_list_blocks(segmenter)
-            )
-        )
-        found = peers[layout]().permute(0, 2, 3, 1).numpy()
-        np.testing.assert_allclose(found, jax.jit(segment)(*args), atol=2e-2)
+    peers = torch_networks.list_peers(make_peer)
+    _check_maps(peers, jax.jit(segment)(*args), atol=2e-2)
     flops = count_flops(segment, *args)
     yield Case(
         "fc_densenet_forward",
@@ -167,14 +166,15 @@ def list_fc_densenet_forward() -> Iterator[Case]:
 def list_fc_densenet_train_step() -> Iterator[Case]:
     """The gradient of the cross-entropy, dropout on, and RMSprop's update."""
     segmenter, variables, images, label = make_densenet()
-    peers = {}
-    for layout, last in LAYOUTS.items():
-        params = torch_networks.to_parameters(variables["params"], channels_last=last)
-        x = torch_networks.to_maps(images, channels_last=last)
-        loss = functools.partial(
-            _compute_segmenter_loss, x, torch.from_numpy(label), segmenter
-        )
-        peers[layout] = torch_networks.make_step(params, loss)
+    truth = torch_networks.to_tensor(label)
+
+    def make_peer(compile, *, channels_last):
+        params, x = _to_torch(variables, images, channels_last=channels_last)
+        blocks = (*_list_blocks(segmenter), segmenter.dropout)
+        loss = functools.partial(compile(_compute_segmenter_loss), x, truth, blocks)
+        return torch_networks.make_step(params, loss)
+
+    peers = torch_networks.list_peers(make_peer)
     batch = Batch(jnp.asarray(images), jnp.asarray(label))
     yield _make_step_case(
         "fc_densenet_train_step",
@@ -202,11 +202,26 @@ def _list_blocks(segmenter: Any) -> tuple[tuple[int, ...], int]:
     return segmenter.blocks, segmenter.bottleneck
 
 
-def _compute_segmenter_loss(x, label, segmenter, params):
-    logits = torch_networks.segment(
-        x, params, *_list_blocks(segmenter), segmenter.dropout
+def _to_torch(
+    variables: Any, images: Float[np.ndarray, "b h w 3"], *, channels_last: bool
+) -> tuple[torch_networks.Parameters, torch.Tensor]:
+    params = torch_networks.to_parameters(
+        variables["params"], channels_last=channels_last
     )
-    return functional.cross_entropy(logits, label)
+    return params, torch_networks.to_maps(images, channels_last=channels_last)
+
+
+def _compute_segmenter_loss(x, label, blocks, params):
+    return functional.cross_entropy(torch_networks.segment(x, params, *blocks), label)
+
+
+def _check_maps(
+    peers: Mapping[str, Callable[[], torch.Tensor]], expected: Any, *, atol: float
+) -> None:
+    """Raises AssertionError for the first peer that computes something else."""
+    for name, peer in peers.items():
+        found = peer().permute(0, 2, 3, 1).cpu().numpy()
+        np.testing.assert_allclose(found, expected, atol=atol, err_msg=name)
 
 
 def _make_step_case(

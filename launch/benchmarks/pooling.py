@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from iterinf.ops.switches import max_pool_with_switches
 from launch.benchmarks.measure import Case
-from launch.benchmarks.torch_networks import to_maps
+from launch.benchmarks.torch_networks import list_peers, to_maps
 
 _SHAPE = (1, 224, 224, 64)
 
@@ -26,16 +26,20 @@ def list_switches() -> Iterator[Case]:
     flax = jax.jit(jax.grad(lambda x: jnp.sum(pool(x) ** 2)))
     maps = jnp.asarray(x)
     np.testing.assert_allclose(ours(maps), flax(maps))
-    torch_maps = to_maps(x, channels_last=True).requires_grad_()
 
-    def differentiate() -> torch.Tensor:
-        pooled = functional.max_pool2d(torch_maps, 2)
-        return torch.autograd.grad(pooled.square().sum(), torch_maps)[0]
+    def make_peer(compile, *, channels_last):
+        torch_maps = to_maps(x, channels_last=channels_last).requires_grad_()
+
+        def differentiate() -> torch.Tensor:
+            pooled = functional.max_pool2d(torch_maps, 2)
+            return torch.autograd.grad(pooled.square().sum(), torch_maps)[0]
+
+        return compile(differentiate)
 
     sizes = "x".join(map(str, _SHAPE))
-    peers: dict[str, Callable[[], Any]] = {
-        "Flax": functools.partial(flax, maps),
-        "PyTorch": differentiate,
+    peers: dict[str, dict[str, Callable[[], Any]]] = {
+        "Flax": {"nn.max_pool": functools.partial(flax, maps)},
+        "PyTorch": list_peers(make_peer),
     }
-    for name, peer in peers.items():
-        yield Case("switches", f"{sizes}, beside {name}", ours, (maps,), {name: peer})
+    for name, calls in peers.items():
+        yield Case("switches", f"{sizes}, beside {name}", ours, (maps,), calls)

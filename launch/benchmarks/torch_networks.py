@@ -1,7 +1,8 @@
 """The project's networks in PyTorch, of the same parameters, as peers."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -9,12 +10,81 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch.nn import functional
 
+from iterinf.errors import UserError
+
+_LAYOUTS = {"contiguous": False, "channels_last": True}
+
 Parameters = dict[str, torch.Tensor]  # by path, e.g. down_0/kernel
+
+
+class MakePeer(Protocol):
+    """Makes a call without arguments, which it may compile in part."""
+
+    def __call__(
+        self, compile: Callable[..., Any], *, channels_last: bool
+    ) -> Callable[[], Any]:
+        """Returns the call."""
+        ...
+
+
+def list_peers(make: MakePeer) -> dict[str, Callable[[], Any]]:
+    """A peer for either layout of memory; on a GPU compiled as well.
+
+    Each returns when its results are there.
+    """
+    peers = {
+        name: _synchronize(make(_leave, channels_last=last))
+        for name, last in _LAYOUTS.items()
+    }
+    if choose_device() == "cuda":
+        peers |= {
+            f"{name}, compiled": _synchronize(make(torch.compile, channels_last=last))
+            for name, last in _LAYOUTS.items()
+        }
+    return peers
+
+
+def _leave(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def _synchronize(call: Callable[[], Any]) -> Callable[[], Any]:
+    if choose_device() == "cpu":
+        return call
+
+    def synchronized() -> Any:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return synchronized
+
+
+@functools.cache
+def choose_device() -> str:
+    """PyTorch's name of the device that JAX computes on.
+
+    Raises:
+      UserError: if PyTorch has none such.
+    """
+    backend = jax.default_backend()
+    device = {"cpu": "cpu", "gpu": "cuda"}.get(backend, "")
+    if not device or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(
+            f"JAX computes on a {backend}, which this PyTorch cannot use; set "
+            "JAX_PLATFORMS=cpu to compare both on the CPU"
+        )
+    return device
+
+
+def to_tensor(array: Any) -> torch.Tensor:
+    """A copy on the device that JAX computes on."""
+    return torch.from_numpy(np.array(array)).to(choose_device())
 
 
 def to_maps(array: Any, *, channels_last: bool) -> torch.Tensor:
     """[b h w c] as PyTorch's [b c h w], in either layout of memory."""
-    maps = torch.from_numpy(np.array(array)).permute(0, 3, 1, 2)
+    maps = to_tensor(array).permute(0, 3, 1, 2)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return maps.contiguous(memory_format=layout)
 
@@ -24,7 +94,7 @@ def to_parameters(params: Mapping[str, Any], *, channels_last: bool) -> Paramete
     layout = torch.channels_last if channels_last else torch.contiguous_format
     tensors = {}
     for path, value in flatten_dict(jax.device_get(params), sep="/").items():
-        tensor = torch.from_numpy(np.array(value))
+        tensor = to_tensor(value)
         if tensor.ndim == 4:
             axes = (2, 3, 0, 1) if path.startswith("upsampling") else (3, 2, 0, 1)
             tensor = tensor.permute(axes).contiguous(memory_format=layout)

@@ -3,7 +3,7 @@
     pip install pydensecrf2==1.1 numpy && python tests/data/make_pydensecrf.py
 
 Gaussian kernel of width 3 and weight 3, bilateral kernel of widths 3 or 80 and 13 and
-weight 10, 10 iterations.
+weight 10, 10 iterations. `labels` starts from zeros and ones.
 """
 
 import pathlib
@@ -36,16 +36,24 @@ def infer(y: np.ndarray, image: np.ndarray, width: int) -> np.ndarray:
     return np.array(crf.inference(10)).T.reshape(y.shape)
 
 
+def make_case(
+    name: str, y: np.ndarray, image: np.ndarray, width: int
+) -> dict[str, np.ndarray]:
+    """What goes in and comes out, as the file holds it."""
+    y = y.astype(np.float16)
+    case = {"y": y, "image": image, "inferred": infer(y, image, width)}
+    return {f"{name}_width{width}_{key}": array for key, array in case.items()}
+
+
 def main() -> None:
     """Writes the file."""
     generator = np.random.default_rng(0)
     arrays = {}
     for k in (2, 21):
         for width in (3, 80):
-            y, image = make_scene(generator, k)
-            y = y.astype(np.float16)  # as the file holds it
-            case = {"y": y, "image": image, "inferred": infer(y, image, width)}
-            arrays |= {f"k{k}_width{width}_{name}": a for name, a in case.items()}
+            arrays |= make_case(f"k{k}", *make_scene(generator, k), width)
+    y, image = make_scene(generator, 3)
+    arrays |= make_case("labels", np.eye(3)[y.argmax(axis=-1)], image, 3)
     np.savez_compressed(pathlib.Path(__file__).parent / "pydensecrf.npz", **arrays)
 
 
