@@ -5,6 +5,7 @@ a key is changed by --config.key=value.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def create_streets() -> ConfigDict:
@@ -347,7 +348,9 @@ def get_config() -> ConfigDict:
 
     config.evaluation = ConfigDict(
         {
-            "batch_size": 4,  # images at a time, in validation, sweep and test
+            "batch_size": 4,  # images at a time, of networks alone: their validation
+            "sweep_batch_size": placeholder(int),  # refining; None: as many as fit
+            "sweep_dtype": placeholder(str),  # of networks, refining; None: dtype
             "num_resamples": 2000,  # of the bootstrap
         }
     )

@@ -51,5 +51,5 @@ def get_config():
     config.refiner.dense_crf.selection.parameters.update(
         color_width=(13.0,), bilateral_weight=(3.0, 10.0)
     )
-    config.evaluation.batch_size = 10
+    config.evaluation.update(batch_size=10, sweep_batch_size=10)
     return config

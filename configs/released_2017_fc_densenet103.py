@@ -13,5 +13,5 @@ def get_config():
     config.segmenter = base.create_fc_densenet()
     config.segmenter.title += " of 2017"
     config.segmenter.model.statistics = "batch"
-    config.evaluation.batch_size = 10
+    config.evaluation.update(batch_size=10, sweep_batch_size=10)
     return config

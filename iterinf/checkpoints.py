@@ -13,6 +13,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from iterinf.devices import create_replication
 from iterinf.errors import UserError
 from iterinf.files import create_folder
+from iterinf.processes import ask_first
 
 _METRIC = "monitored"
 
@@ -187,7 +188,9 @@ def has_checkpoint(folder: pathlib.Path) -> bool:
 
     What a kill inside a write leaves has another name than the number of a step.
     """
-    return any(path.name.isdigit() for path in folder.glob("**/checkpoints/*"))
+    return ask_first(
+        lambda: any(path.name.isdigit() for path in folder.glob("**/checkpoints/*"))
+    )
 
 
 @contextlib.contextmanager

@@ -4,15 +4,53 @@ The same program runs with one device, those of a host, and those of many hosts:
 adds what they have to tell each other (`jax.jit` over a mesh).
 """
 
+import contextlib
 import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+
+@functools.cache
+def create_mesh() -> Mesh:
+    """All devices, with an axis for every prime factor of their number.
+
+    Some axes together cut a batch into as many parts as its size allows; those of the
+    processes come first, so that devices of a process hold successive parts.
+    """
+    devices = sorted(
+        jax.devices(), key=lambda device: (device.process_index, device.id)
+    )
+    processes = jax.process_count()
+    factors = _factorize(processes) + _factorize(len(devices) // processes) or [1]
+    names = tuple(f"axis_{i}" for i in range(len(factors)))
+    return Mesh(
+        np.asarray(devices).reshape(factors),
+        names,
+        axis_types=(AxisType.Auto,) * len(names),
+    )
+
+
+def _factorize(number: int) -> list[int]:
+    """Prime factors, small ones first."""
+    for factor in range(2, number + 1):
+        if number % factor == 0:
+            return [factor, *_factorize(number // factor)]
+    return []
+
+
+def _choose_axes(sizes: Mapping[str, int], batch_size: int) -> tuple[str, ...]:
+    """The axes of a mesh that cut a batch into as many equal parts as there can be."""
+    chosen, left = [], batch_size
+    for name, size in sizes.items():
+        if left % size == 0:
+            chosen.append(name)
+            left //= size
+    return tuple(chosen)
 
 
 def create_sharding(batch_size: int, *, axis: int = 0) -> NamedSharding:
@@ -28,21 +66,14 @@ def create_sharding(batch_size: int, *, axis: int = 0) -> NamedSharding:
     Returns:
       Of arrays of any rank above `axis`. Devices of a process hold successive parts.
     """
-    devices = sorted(
-        jax.devices(), key=lambda device: (device.process_index, device.id)
-    )
-    parts = math.gcd(batch_size, len(devices))
-    mesh = Mesh(
-        np.asarray(devices).reshape(parts, -1),
-        ("parts", "copies"),
-        axis_types=(AxisType.Auto,) * 2,
-    )
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "parts"))
+    mesh = create_mesh()
+    axes = _choose_axes(mesh.shape, batch_size)
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, axes or None))
 
 
 def create_replication() -> NamedSharding:
     """Every array whole on every device."""
-    return NamedSharding(create_sharding(1).mesh, PartitionSpec())
+    return NamedSharding(create_mesh(), PartitionSpec())
 
 
 def replicate(tree: PyTree) -> PyTree:
@@ -62,6 +93,41 @@ def divide(tree: PyTree[np.ndarray], *, axis: int = 0) -> PyTree[jax.Array]:
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
     return jax.tree.map(place, tree)
+
+
+def use_all_devices() -> contextlib.AbstractContextManager[Any]:
+    """A context in which compiled functions know how batches are cut."""
+    return jax.set_mesh(create_mesh())
+
+
+def map_images(
+    function: Callable[[PyTree, PyTree], PyTree], images: PyTree, shared: PyTree
+) -> PyTree:
+    """Calls a function image by image, so that memory holds the work of one.
+
+    In `use_all_devices`, every device goes through the images that it holds; elsewhere
+    `jax.lax.map` alone.
+
+    Args:
+      function: (image, shared) -> arrays.
+      images: arrays of all images, [b, ...].
+      shared: what else it reads that is traced, the same for all.
+
+    Returns:
+      What it returns, [b, ...].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def map_part(images: PyTree, shared: PyTree) -> PyTree:
+        return jax.lax.map(lambda image: function(image, shared), images)
+
+    if mesh.empty or mesh.shape != create_mesh().shape or mesh.size == 1:
+        return map_part(images, shared)
+    axes = _choose_axes(mesh.shape, len(jax.tree.leaves(images)[0]))
+    parts = PartitionSpec(axes or None)
+    return jax.shard_map(
+        map_part, in_specs=(parts, PartitionSpec()), out_specs=parts, check_vma=False
+    )(images, shared)
 
 
 class DividedBatches(Iterator[PyTree[jax.Array]]):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from iterinf.checkpoints import has_checkpoint
 from iterinf.data import Dataset
 from iterinf.errors import UserError
-from iterinf.files import read_arrays, read_lines
+from iterinf.files import has_file, read_arrays, read_lines
 from iterinf.objectives import replace_numbers
 from iterinf.prediction import refine_labels, segment
 from iterinf.protocol import choose, evaluate, evaluate_segmenter
@@ -132,7 +132,7 @@ def _check_results(experiment: Experiment) -> None:
         for file in ("selection.json", "curve.npz", "test.npz")
     ]
     for file in (*files, workdir / "segmenter" / "test.npz"):
-        if not file.exists():
+        if not has_file(file):
             raise UserError(f"there is no {file}; run --mode=evaluate first")
     for key in list_trained(config):
         folder = workdir / key.replace("refiner.", "refiners/")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from iterinf.errors import UserError
-from iterinf.processes import is_first, wait_for_all
+from iterinf.processes import ask_first, is_first, wait_for_all
 
 
 def write_atomically(contents: Mapping[Path, bytes]) -> None:
@@ -93,9 +93,14 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_atomically({path: "".join(f"{line}\n" for line in lines).encode()})
 
 
+def has_file(path: Path) -> bool:
+    """Whether it is there; to be asked by all processes."""
+    return ask_first(path.exists)
+
+
 def read_lines(path: Path) -> list[str]:
     """Reads the whole lines of a text file; none if it is not there."""
-    return path.read_text().split("\n")[:-1] if path.exists() else []
+    return path.read_text().split("\n")[:-1] if has_file(path) else []
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

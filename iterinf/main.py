@@ -11,16 +11,14 @@ import pathlib
 import shlex
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iterinf.compilation import convolve_on_all_cores, keep_compiled_programs
-from iterinf.errors import UserError
 from iterinf.experiment import MODES, run
 from iterinf.files import lock_folder
 from iterinf.interruption import stop_on_signals
-from iterinf.processes import end_process, is_first, start_processes
+from iterinf.processes import end_on_errors, is_first, start_processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; --config.key=value overrides a key."
@@ -59,21 +57,11 @@ def _run(argv: list[str]) -> None:
     convolve_on_all_cores()
     workdir = pathlib.Path(str(_WORKDIR.value))
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
-    try:
+    with end_on_errors():
         keep_compiled_programs()
         start_processes(**_CONFIG.value.processes)
         with lock_folder(workdir) if is_first() else contextlib.nullcontext():
             run(_CONFIG.value, workdir, _MODE.value, command)
-    except UserError as error:
-        end_process(f"iterinf: {error}")
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
-            raise
-        reason = str(error).splitlines()[0]
-        end_process(
-            "iterinf: this run has lost touch with another of its processes: start all "
-            f"again with the same commands, and it goes on ({reason})"
-        )
 
 
 def main() -> None:

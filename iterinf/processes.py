@@ -1,8 +1,11 @@
 """The processes of one run: all run the same program, the first alone writes files."""
 
+import contextlib
 import os
 import sys
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,9 +67,37 @@ def is_any(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def end_process(sentence: str) -> NoReturn:
-    """Ends the process with status 1 and a sentence; others end when they miss it."""
-    if not jax.distributed.is_initialized():
-        sys.exit(sentence)
-    print(sentence, file=sys.stderr, flush=True)
-    os._exit(1)  # a clean end would wait for the others, who wait for this one
+def ask_first(question: Callable[[], bool]) -> bool:
+    """The first process's answer, in all: they then do the same.
+
+    To be asked of files: elsewhere on a shared file system they appear later.
+    """
+    return is_any(is_first() and question())
+
+
+@contextlib.contextmanager
+def end_on_errors() -> Iterator[None]:
+    """Ends the process with status 1, in a sentence where the user can mend the error.
+
+    Other processes end when they miss this one.
+    """
+    try:
+        yield
+    except Exception as error:
+        distributed = jax.distributed.is_initialized()
+        if isinstance(error, UserError):
+            sentence = f"iterinf: {error}"
+        elif not distributed:
+            raise
+        elif isinstance(error, jax.errors.JaxRuntimeError):
+            reason = str(error).splitlines()[0]
+            sentence = (
+                "iterinf: this run has lost touch with another of its processes: start "
+                f"all again with the same commands, and it goes on ({reason})"
+            )
+        else:
+            sentence = traceback.format_exc()
+        if not distributed:
+            sys.exit(sentence)
+        print(sentence, file=sys.stderr, flush=True)
+        os._exit(1)  # a clean end would wait for the others, who wait for this one

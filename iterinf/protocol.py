@@ -6,6 +6,7 @@ import zlib
 from itertools import product
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from iterinf.evaluation import compute_mean_iou
 from iterinf.files import (
     append_line,
     create_folder,
+    has_file,
     read_arrays,
     read_lines,
     write_arrays,
@@ -43,7 +45,7 @@ def choose(experiment: Experiment, name: str) -> Selection:
     sweep.jsonl keeps what some values of the parameters led to, so that it goes on.
     """
     folder = experiment.workdir / "refiners" / name
-    if (folder / "selection.json").exists():
+    if has_file(folder / "selection.json"):
         chosen = json.loads((folder / "selection.json").read_text())["refined"]
         return Selection(**chosen)
     grid = experiment.config.refiner[name].selection
@@ -138,7 +140,7 @@ def _sum_settings(refiner: ConfigDict) -> int:
 def evaluate_segmenter(experiment: Experiment) -> None:
     """Runs the plain network on the test split; writes segmenter/test.npz."""
     path = experiment.workdir / "segmenter" / "test.npz"
-    if path.exists():
+    if has_file(path):
         return
     counts = count_predictions(
         experiment.segmenter,
@@ -158,7 +160,7 @@ def evaluate(experiment: Experiment, name: str) -> None:
     damped = content.get("damped")  # missing: there are no controls
     choice = [*selection[:2], *selection.parameters.values()]
     choice += [damped["step_size"]] if damped else []
-    if path.exists() and np.array_equal(read_arrays(path)["choice"], choice):
+    if has_file(path) and np.array_equal(read_arrays(path)["choice"], choice):
         return
     experiment.train_refiner(name)
     started = time.monotonic()
@@ -205,17 +207,18 @@ def _count(
 ) -> Counts:
     config = experiment.config
     networks = experiment.train_refiner(name)
+    dtype = jnp.dtype(config.evaluation.sweep_dtype or config.dtype)
     folder = experiment.workdir / "refiners" / name / "sweep_trace"
     with trace_all(folder, on=config.trace_steps > 0):
         return count_refinements(
-            experiment.segmenter,
-            experiment.create_refiner(name),
+            experiment.segmenter.clone(dtype=dtype),
+            experiment.create_refiner(name).clone(dtype=dtype),
             replace_numbers(networks, parameters),
             split.stack(),
             step_sizes=step_sizes,
             num_iterations=num_iterations,
             num_classes=experiment.dataset.num_classes,
-            batch_size=config.evaluation.batch_size,
+            batch_size=config.evaluation.sweep_batch_size,
             stop=config.refiner[name].selection.stop,
             count_stopped=count_stopped,
             title=f"{title} of {config.refiner[name].title}" if config.progress else "",

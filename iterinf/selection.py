@@ -4,9 +4,9 @@ import contextlib
 import math
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,13 +15,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from iterinf.devices import divide, gather, read_memory
+from iterinf.devices import (
+    create_sharding,
+    divide,
+    gather,
+    read_memory,
+    use_all_devices,
+)
 from iterinf.errors import UserError
 from iterinf.inference import sweep
 from iterinf.metrics import confusion_matrix
 from iterinf.objectives import Networks, divide_split, propose, to_unit_range
 from iterinf.stopping import Stopping, start, stopping_step
 from iterinf.types import Batch
+
+_USUAL_BATCH = 4
+_LARGEST_PART = 32  # images on a device: more keep it no busier
 
 
 class Counts(NamedTuple):
@@ -74,7 +83,7 @@ def count_refinements(
     step_sizes: Sequence[float],
     num_iterations: int,
     num_classes: int,
-    batch_size: int,
+    batch_size: int | None,
     stop: float = 0.0,
     count_stopped: bool = True,
     title: str = "",
@@ -94,7 +103,8 @@ def count_refinements(
       step_sizes: s of them.
       num_iterations: t.
       num_classes: k.
-      batch_size: images at a time; memory grows with batch_size * s.
+      batch_size: images at a time; memory grows with batch_size * s. None: as many as
+        fit, see `choose_batch_size`.
       stop: tolerance of `iterinf.stopping`; 0: no image stops.
       count_stopped: whether an image counts from the iteration on in which it stops;
         False as released in 2017: late iterations are then scored on hard images.
@@ -107,25 +117,28 @@ def count_refinements(
       UserError: if a y is not finite.
     """
     num_images = len(split.label)
+    others = (
+        segmenter,
+        refiner,
+        num_iterations,
+        num_classes,
+        stop,
+        count_stopped,
+        bool(title),
+        networks,
+        jnp.asarray(step_sizes, jnp.float32),
+    )
+    if batch_size is None:
+        batch_size = choose_batch_size(partial(_count_batches.lower, *others), split)
     length = _choose_chunk(split, batch_size)
     batches = divide_split(split, batch_size, void=num_classes, multiple=length)
     counts = []
     with _open_bar(title, len(batches.label)):
         for i in range(0, len(batches.label), length):
             chunk = jax.tree.map(operator.itemgetter(slice(i, i + length)), batches)
-            counted = _count_batches(
-                segmenter,
-                refiner,
-                num_iterations,
-                num_classes,
-                stop,
-                count_stopped,
-                bool(title),
-                networks,
-                divide(chunk, axis=1),
-                jnp.asarray(step_sizes, jnp.float32),
-            )
-            counts.append(jax.device_get(counted))
+            chunk = divide(chunk, axis=1)
+            with use_all_devices():
+                counts.append(jax.device_get(_count_batches(*others, chunk)))
     initial, refined = map(np.concatenate, zip(*counts, strict=True))
     if min(initial.min(), refined.min()) < 0:
         whose = "the segmenter" if initial.min() < 0 else "the refiner"
@@ -138,6 +151,44 @@ def count_refinements(
         initial.reshape(-1, k, k)[:num_images],
         refined.reshape(-1, len(step_sizes), num_iterations, k, k)[:num_images],
     )
+
+
+def choose_batch_size(lower: Callable[[Batch], Any], split: Batch) -> int:
+    """As many images at a time as half of every device's memory has room for.
+
+    The compiled sweep says what it needs for one image on every device and for two;
+    each image more is taken to need as much as the second.
+
+    Args:
+      lower: lowers the sweep for the shapes of batches [n, b, ...].
+      split: a whole one, in NumPy arrays.
+
+    Returns:
+      A power of two for every device, at most 32, nor more than the split has; 4 in all
+      where the memory is not known, as on CPUs.
+    """
+    memory = read_memory()
+    if memory is None:
+        return _USUAL_BATCH
+    num_devices = jax.device_count()
+
+    def measure(part: int) -> int:
+        batch_size = part * num_devices
+        sharding = create_sharding(batch_size, axis=1)
+
+        def describe(x: np.ndarray) -> jax.ShapeDtypeStruct:
+            shape = (1, batch_size, *x.shape[1:])
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+        shapes = jax.tree.map(describe, split)
+        with use_all_devices():
+            return lower(shapes).compile().memory_analysis().temp_size_in_bytes
+
+    first = measure(1)
+    another = max(measure(2) - first, 1)
+    fitting = 1 + (memory / 2 - first) / another
+    part = min(fitting, _LARGEST_PART, math.ceil(len(split.label) / num_devices))
+    return 2 ** math.floor(math.log2(max(part, 1))) * num_devices
 
 
 def _choose_chunk(split: Batch, batch_size: int) -> int:
@@ -186,8 +237,8 @@ def _count_batches(
     count_stopped: bool,
     report_progress: bool,
     networks: Networks,
-    batches: Batch,
     step_sizes: Float[Array, " s"],
+    batches: Batch,
 ) -> tuple[Int[Array, "n b k k"], Int[Array, "n b s t k k"]]:
     def count_batch(batch: Batch):
         candidate = propose(segmenter, networks["segmenter"], to_unit_range(batch))

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from iterinf.checkpoints import has_checkpoint
 from iterinf.errors import UserError
-from iterinf.files import write_json
+from iterinf.files import has_file, write_json
 from iterinf.objectives import METRICS
+from iterinf.processes import ask_first
 
 _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "refiners",
@@ -61,10 +62,20 @@ def _is_one_of(*known: str) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: value in known), f"one of {', '.join(known)}"
 
 
+_DTYPES = ("float32", "bfloat16", "float16")
+
 # Last part of a key -> what holds of its value, and how that is said.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "crop_size": (_is_size, "height and width, or None"),
-    "dtype": _is_one_of("float32", "bfloat16", "float16"),
+    "dtype": _is_one_of(*_DTYPES),
+    "sweep_dtype": (
+        lambda value: value in (None, *_DTYPES),
+        f"None, or one of {', '.join(_DTYPES)}",
+    ),
+    "sweep_batch_size": (
+        lambda value: value is None or value >= 1,
+        "1 or more, or None",
+    ),
     "monitor": _is_one_of(*METRICS),
     "class_weights": _is_one_of("none", "median_frequency"),
     **dict.fromkeys(
@@ -126,6 +137,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise UserError(
             f"config.segmenter.name is {name!r}, but this config has the keys "
             f"{', '.join(keys)}; configs/precomputed.py has those of 'precomputed'"
+        )
+    normalised_by = flatten(settings).get("segmenter.model.statistics")
+    if normalised_by == "batch" and settings["evaluation"]["sweep_batch_size"] is None:
+        raise UserError(
+            "config.evaluation.sweep_batch_size is None, expected a number: the "
+            "segmenter's statistics, 'batch', depend on it"
         )
     _check_refiners(settings)
 
@@ -220,7 +237,7 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
       UserError: the first key in which they differ.
     """
     path = workdir / "config.json"
-    if path.exists() and has_results(workdir):
+    if has_file(path) and has_results(workdir):
         before, now = flatten(json.loads(path.read_text())), flatten(settings)
         unbound = [*_UNBOUND, *_list_unbound(workdir, settings["refiner"])]
         prefixes = tuple(f"{prefix}." for prefix in unbound)
@@ -242,7 +259,7 @@ def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[s
     for name in names:
         folder = workdir / "refiners" / name
         yield f"refiner.{name}.title"
-        if not (folder / "selection.json").exists():
+        if not has_file(folder / "selection.json"):
             yield f"refiner.{name}.selection"
             if not has_checkpoint(folder):
                 yield f"refiner.{name}"
@@ -251,8 +268,8 @@ def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[s
 def has_results(folder: pathlib.Path) -> bool:
     """Whether anything has been trained, chosen or measured under a folder."""
     files = ("summary.json", "sweep.jsonl", "selection.json", "test.npz")
-    return has_checkpoint(folder) or any(
-        True for name in files for _ in folder.rglob(name)
+    return has_checkpoint(folder) or ask_first(
+        lambda: any(True for name in files for _ in folder.rglob(name))
     )
 
 

@@ -10,9 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from iterinf.checkpoints import has_checkpoint
@@ -25,12 +23,11 @@ from iterinf.data import (
 from iterinf.data.augment import crop_randomly
 from iterinf.data.dataset import stack_records
 from iterinf.data.frequencies import compute_median_frequency_weights
-from iterinf.data.loader import make_train_batches
 from iterinf.data.outputs import add_outputs, find_stride
-from iterinf.devices import DividedBatches, gather, replicate
+from iterinf.devices import gather, replicate
 from iterinf.errors import UserError
 from iterinf.evaluation import compute_mean_iou
-from iterinf.files import read_arrays, write_arrays, write_json
+from iterinf.files import has_file, read_arrays, write_arrays, write_json
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.metrics import confusion_matrix
 from iterinf.objectives import (
@@ -56,15 +53,8 @@ from iterinf.settings import (
     list_trained,
 )
 from iterinf.statistics import estimate_statistics
-from iterinf.training import (
-    LossFunction,
-    Params,
-    Schedule,
-    create_optimizer,
-    create_train_state,
-    fit,
-    make_train_step,
-)
+from iterinf.trainer import Trainer
+from iterinf.training import Params
 from iterinf.types import Candidate
 from iterinf.weights import match_input, read_weights, replace_parameters
 
@@ -106,14 +96,20 @@ class Experiment:
         )
         if "training" in config.segmenter and config.segmenter.init_from:
             self.segmenter = match_input(self.segmenter)
+        self._trainer = Trainer(
+            self.dataset.train,
+            seed=config.seed,
+            num_threads=config.loader.num_threads,
+            trace_steps=config.trace_steps,
+        )
         self._check_parts()
         keep_settings(workdir, self._settings)
 
     def _check_parts(self) -> None:
         """Builds all that training will need, so that an error shows at once."""
         for settings in list_trained(self.config).values():
-            self._create_optimizer(settings.training)
-            self._create_optimizer(settings.fine_tuning)
+            self._trainer.create_optimizer(settings.training)
+            self._trainer.create_optimizer(settings.fine_tuning)
         for name in self.config.refiners:
             refiner, settings = self.create_refiner(name), self.config.refiner[name]
             if "training" in settings:
@@ -137,7 +133,7 @@ class Experiment:
           UserError: if they differ in classes, names, or the first record of a split.
         """
         path, found = self.workdir / "data.json", describe_dataset(self.dataset)
-        if path.exists() and has_results(self.workdir):
+        if has_file(path) and has_results(self.workdir):
             kept = json.loads(path.read_text())
             for name in found:
                 if found[name] != kept[name]:
@@ -192,18 +188,18 @@ class Experiment:
         if getattr(self.segmenter, "statistics", "") == "running":
             variables["statistics"] = self._estimate_statistics(variables)
         path = self.workdir / "segmenter" / "summary.json"
-        if not path.exists():
+        if not has_file(path):
             write_json(path, self._summarise(variables))
         return variables
 
     def _train_segmenter(self) -> Params:
         folder = self.workdir / "segmenter"
         settings = self.config.segmenter
-        params = self._initialise(self.segmenter, jnp.zeros((1, 64, 64, 3)))
+        params = self._trainer.initialise(self.segmenter, jnp.zeros((1, 64, 64, 3)))
         if settings.init_from and not has_checkpoint(folder):
             weights = read_weights(settings.init_from, self.segmenter)
             params = replicate(replace_parameters(params, weights, settings.init_from))
-        return self._fit(
+        return self._trainer.fit(
             params,
             make_segmenter_loss(self.segmenter, self._compute_class_weights()),
             lambda params: self._validate_segmenter({"params": params}),
@@ -223,16 +219,16 @@ class Experiment:
     def _estimate_statistics(self, variables: Variables) -> Variables:
         """Over an epoch of the last phase's images; kept in a file."""
         path = self.workdir / "segmenter" / "statistics.npz"
-        if not path.exists():
+        if not has_file(path):
             settings = self.config.segmenter
             fine_tuned = settings.fine_tuning.num_epochs > 0
             phase = settings.fine_tuning if fine_tuned else settings.training
-            with contextlib.closing(self._make_batches(phase, 0)) as batches:
+            with contextlib.closing(self._trainer.make_batches(phase, 0)) as batches:
                 statistics = estimate_statistics(
                     self.segmenter,
                     variables,
                     batches,
-                    self._count_steps(phase),
+                    self._trainer.count_steps(phase),
                 )
             write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
         return replicate(unflatten_dict(read_arrays(path), sep="/"))
@@ -269,7 +265,7 @@ class Experiment:
         settings = self.config.refiner[name]
         refiner = self.create_refiner(name)
         candidate = self._make_candidate(frozen["segmenter"], settings)
-        params = {"refiner": self._initialise(refiner, candidate)}
+        params = {"refiner": self._trainer.initialise(refiner, candidate)}
         if "training" not in settings:
             return params
         if settings.end_to_end:
@@ -279,7 +275,7 @@ class Experiment:
             "squared_error": objective.squared_error,
             "cross_entropy": objective.cross_entropy,
         }
-        return self._fit(
+        return self._trainer.fit(
             params,
             make_refiner_loss(self.segmenter, refiner, **objective),
             self._make_validation(
@@ -305,97 +301,6 @@ class Experiment:
         )
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def _initialise(self, network: nn.Module, inputs: Any) -> Params:
-        key, _ = self._split_key()
-        return replicate(jax.jit(network.init)(key, inputs)["params"])
-
-    def _split_key(self) -> Key[Array, "2"]:
-        """The keys of initialisation and of training steps."""
-        return jax.random.split(jax.random.key(self.config.seed))
-
-    def _fit(
-        self,
-        params: Params,
-        compute_loss: LossFunction,
-        validate: Any,
-        folder: pathlib.Path,
-        settings: ConfigDict,
-        *,
-        frozen: Any = None,
-    ) -> Params:
-        _, step_key = self._split_key()
-        fit_phase = functools.partial(
-            self._fit_phase, step_key, compute_loss, validate, frozen=frozen
-        )
-        params = fit_phase(
-            params, settings.training, folder, title=f"training {settings.title}"
-        )
-        if settings.fine_tuning.num_epochs:
-            params = fit_phase(
-                params,
-                settings.fine_tuning,
-                folder / "fine_tuning",
-                title=f"fine-tuning {settings.title}",
-            )
-        return params
-
-    def _fit_phase(
-        self,
-        step_key: Any,
-        compute_loss: LossFunction,
-        validate: Any,
-        params: Params,
-        training: ConfigDict,
-        folder: pathlib.Path,
-        *,
-        frozen: Any,
-        title: str,
-    ) -> Params:
-        optimizer = self._create_optimizer(training)
-        return fit(
-            create_train_state(
-                params, optimizer, step_key, averaged=training.ema_decay > 0
-            ),
-            make_train_step(compute_loss, optimizer, ema_decay=training.ema_decay),
-            validate,
-            functools.partial(self._make_batches, training),
-            folder,
-            Schedule(
-                num_epochs=training.num_epochs,
-                steps_per_epoch=self._count_steps(training),
-                patience=training.patience,
-                monitor=training.monitor,
-                maximize=not training.monitor.endswith("loss"),
-            ),
-            frozen=frozen,
-            title=title,
-            trace_steps=self.config.trace_steps,
-        )
-
-    def _count_steps(self, training: ConfigDict) -> int:
-        """Optimizer steps in an epoch."""
-        return max(1, len(self.dataset.train) // training.batch_size)
-
-    def _create_optimizer(self, training: ConfigDict) -> optax.GradientTransformation:
-        return create_optimizer(
-            **training.optimizer.to_dict(), steps_per_epoch=self._count_steps(training)
-        )
-
-    def _make_batches(self, training: ConfigDict, first_batch: int) -> Any:
-        batches = make_train_batches(
-            self.dataset.train,
-            batch_size=training.batch_size,
-            crop_size=training.crop_size,
-            flip_probability=training.flip_probability,
-            jitter=training.jitter,
-            seed=self.config.seed,
-            num_threads=self.config.loader.num_threads,
-            first_batch=first_batch,
-            process=jax.process_index(),
-            num_processes=jax.process_count(),
-        )
-        return DividedBatches(batches, training.batch_size)
-
     def _make_validation(
         self, predict: Any, measure_loss: Any, frozen: Any = None
     ) -> Validate:
@@ -419,7 +324,7 @@ class Experiment:
             confusion = confusion_matrix(batch.label, predictions, logits.shape[-1])
             return gather(confusion)
 
-        steps = range(self._count_steps(training))
-        with contextlib.closing(self._make_batches(training, 0)) as batches:
+        steps = range(self._trainer.count_steps(training))
+        with contextlib.closing(self._trainer.make_batches(training, 0)) as batches:
             parts = jax.device_get([count(variables, next(batches)) for _ in steps])
         return float(compute_mean_iou(np.asarray(parts, np.int64).sum(axis=0)))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from tqdm import tqdm
 
 from iterinf.checkpoints import Checkpoints, Progress
-from iterinf.devices import create_replication, replicate
+from iterinf.devices import create_replication, replicate, use_all_devices
 from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_lines
 from iterinf.interruption import Interruption, say
@@ -261,7 +261,8 @@ def fit(
                 asked = time.monotonic()
                 batch = next(batches)
                 waited += time.monotonic() - asked
-                state = step_compiled(state, frozen, batch)
+                with use_all_devices():
+                    state = step_compiled(state, frozen, batch)
                 bar.update()
             metrics = {"train/loss": _check_finite(state), **evaluate(state.model)}
             _check_metrics_finite(metrics, progress.epoch + 1)

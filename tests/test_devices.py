@@ -1,6 +1,7 @@
 """Several devices and processes compute what one device does."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from iterinf.devices import create_sharding, divide, gather
+from iterinf.devices import _choose_axes, create_sharding, divide, gather
 from iterinf.experiment import run
 from iterinf.files import read_arrays
 from tests import tiny
@@ -25,6 +26,7 @@ CHANGES = {  # batches of 8 and 4: several devices then hold one part
     "refiner.dae_y.selection.damped_step_sizes": (),
     "refiner.dae_y.selection.step_sizes": (1.0,),
     "evaluation.batch_size": 4,
+    "evaluation.sweep_batch_size": 4,
     "dataset.options.num_train": 16,
 }
 
@@ -142,6 +144,14 @@ def test_two_processes_are_one_also_if_one_was_killed(tmp_path, one_device):
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("factors", [(2, 2, 2), (3, 2, 2), (7,), ()])
+def test_parts_are_the_greatest_common_divisor(factors):
+    sizes = {f"axis_{i}": factor for i, factor in enumerate(factors)}
+    for batch_size in range(1, 40):
+        parts = math.prod(sizes[name] for name in _choose_axes(sizes, batch_size))
+        assert parts == math.gcd(batch_size, math.prod(factors))
+
+
 def test_one_device_holds_all():
     array = np.arange(24.0).reshape(2, 3, 4)
     divided = divide({"x": array}, axis=1)["x"]
@@ -149,3 +159,45 @@ def test_one_device_holds_all():
     whole = jax.jit(gather)(divided)
     assert whole.is_fully_replicated
     np.testing.assert_array_equal(whole, array)
+
+
+ON_FOUR_DEVICES = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from iterinf.devices import divide, gather, use_all_devices
+from iterinf.refiners.dense_crf import compute_unary, make_condition, update
+
+assert jax.device_count() == 4
+
+def compute_update(y, image):
+    condition = make_condition(compute_unary(y), image, 3.0, 10.0, 13.0)
+    return update(y, condition, 3.0, 10.0)
+
+def compute_gradient(y, image):
+    return jax.grad(lambda y: jnp.sum(jnp.sin(9 * compute_update(y, image))))(y)
+
+generator = np.random.default_rng(0)
+y = generator.dirichlet(np.ones(3), (8, 6, 5)).astype(np.float32)
+image = generator.uniform(size=(8, 6, 5, 3)).astype(np.float32)
+divided = divide((y, image))
+assert divided[0].addressable_shards[0].data.shape[0] == 2
+with use_all_devices():
+    found = jax.jit(lambda *args: gather(compute_update(*args)))(*divided)
+    gradient = jax.jit(compute_gradient)(*divided)
+    program = jax.jit(compute_update).lower(*divided).compile().as_text()
+assert found.is_fully_replicated
+np.testing.assert_allclose(found, jax.jit(compute_update)(y, image), atol=1e-6)
+np.testing.assert_allclose(gradient, jax.jit(compute_gradient)(y, image), atol=1e-4)
+said = re.findall("all-gather|all-reduce|all-to-all|collective-permute", program)
+assert not said, said
+"""
+
+
+def test_four_devices_share_the_images_of_a_dense_crf():
+    """Each goes through its own, and tells the others nothing."""
+    subprocess.run(
+        [sys.executable, "-c", ON_FOUR_DEVICES],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
+        check=True,
+    )

@@ -63,4 +63,4 @@ def test_sweeps_lower(name):
     count = jax.jit(
         functools.partial(_count_batches, segmenter, refiner, 3, 11, 0.0, True, False)
     )
-    check_lowers(count, networks, batches._replace(image=images), jnp.ones(2))
+    check_lowers(count, networks, jnp.ones(2), batches._replace(image=images))

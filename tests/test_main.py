@@ -60,6 +60,12 @@ def make_folder(root):
     return root
 
 
+def test_processes_that_cannot_join(tmp_path):
+    workdir = f"--workdir={tmp_path}"
+    done = run_main(CONFIG, workdir, "--config.processes.coordinator=auto")
+    assert_one_sentence(done, "config.processes.coordinator is 'auto'", "cannot join")
+
+
 def test_check_data_says_all_that_is_wrong(tmp_path):
     root = make_folder(tmp_path / "data")
     config = tmp_path / "config.py"

@@ -1,5 +1,7 @@
 """The compiled sweep against plain loops, and the choice made from it."""
 
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -164,6 +166,41 @@ def test_every_labelled_pixel_is_counted_once():
     np.testing.assert_array_equal(found.initial.sum(axis=(1, 2)), total)
     expected = np.broadcast_to(total[:, None, None], (5, 3, 4))
     np.testing.assert_array_equal(found.refined.sum(axis=(3, 4)), expected)
+
+
+@pytest.mark.parametrize(
+    ("memory", "num_images", "expected"),
+    [
+        (1000, 99, 8),  # 100 + 30 * 13 < 500 < 100 + 30 * 14
+        (1160, 99, 16),  # 100 + 30 * 16 = 580
+        (1158, 99, 8),
+        (200, 99, 1),  # too little for one: let the device say so
+        (1e9, 99, 32),
+        (1e9, 5, 4),
+        (None, 99, 4),
+    ],
+)
+def test_images_at_a_time_are_as_many_as_half_of_the_memory_holds(
+    monkeypatch, memory, num_images, expected
+):
+    """A program that needs 100 bytes and 30 for every image."""
+
+    def lower(batches):
+        analysis = SimpleNamespace(temp_size_in_bytes=100 + 30 * batches.label.shape[1])
+        compiled = SimpleNamespace(memory_analysis=lambda: analysis)
+        return SimpleNamespace(compile=lambda: compiled)
+
+    monkeypatch.setattr(selection, "read_memory", lambda: memory)
+    _, split = make_problem(num_images)
+    assert selection.choose_batch_size(lower, split) == expected
+
+
+def test_images_at_a_time_that_memory_chose_change_nothing(monkeypatch):
+    problem = make_problem()
+    expected = count(*problem)
+    monkeypatch.setattr(selection, "read_memory", lambda: 10**6)
+    found = count(*problem, batch_size=None)
+    np.testing.assert_array_equal(found.refined, expected.refined)
 
 
 def test_the_sweep_compiles_once():

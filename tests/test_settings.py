@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import precomputed
+from configs import precomputed, released_2017_fc_densenet103
 from iterinf.errors import UserError
 from iterinf.settings import check_crops, check_settings, flatten, keep_settings
 from tests import tiny
@@ -51,6 +51,8 @@ def test_flatten():
         ("segmenter.training.optimizer.learning_rate", -1.0, "0 or more"),
         ("seed", -1, "0 or more"),
         ("dtype", "float23", "one of float32, bfloat16, float16"),
+        ("evaluation.sweep_dtype", "float23", "None, or one of float32, bfloat16"),
+        ("evaluation.sweep_batch_size", 0, "1 or more, or None"),
     ],
 )
 def test_values_that_cannot_be_are_named(key, value, expected):
@@ -80,6 +82,14 @@ def test_a_segmenter_has_the_keys_of_its_kind():
         check_settings(settings)
     settings["segmenter"]["name"] = "precomputed"
     check_settings(settings)
+
+
+def test_statistics_of_batches_need_a_number_of_images():
+    config = released_2017_fc_densenet103.get_config()
+    check_settings(json.loads(config.to_json()))
+    config.evaluation.sweep_batch_size = None
+    with pytest.raises(UserError, match="sweep_batch_size is None, expected a number"):
+        check_settings(json.loads(config.to_json()))
 
 
 def test_crops_are_multiples_of_the_stride():

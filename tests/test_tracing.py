@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from iterinf.tracing import StepTrace, trace_all
+from launch.trace_table import shorten, sum_by_kind
 
 
 def count_calls(folder):
@@ -47,3 +48,31 @@ def test_nothing_is_traced_by_default(tmp_path):
     with trace_all(tmp_path / "all", on=True):
         jnp.zeros(()).block_until_ready()
     assert any((tmp_path / "all").rglob("*.xplane.pb"))
+
+
+def test_a_table_sums_operations_of_a_kind(tmp_path):
+    @jax.jit
+    def compute(x):
+        return jnp.sort(jnp.sort(x @ x) @ x)
+
+    x = jax.random.normal(jax.random.key(0), (300, 300))
+    compute(x).block_until_ready()
+    with trace_all(tmp_path, on=True):
+        compute(x).block_until_ready()
+    (path,) = tmp_path.rglob("*.xplane.pb")
+    sums = sum_by_kind(path)
+    assert sums["sort"] > 0.1 * sums.total()  # the products: by the library of the day
+    assert all(1e3 < nanoseconds < 1e10 for nanoseconds in sums.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fusion.12.clone.1", "fusion"),
+        ("dot_general.3", "dot_general"),
+        ("copy", "copy"),
+        ("convolution.2.remat", "convolution"),
+    ],
+)
+def test_names_lose_their_numbers(name, expected):
+    assert shorten(name) == expected

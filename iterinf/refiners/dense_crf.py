@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
+from iterinf.devices import map_images
 from iterinf.errors import UserError
 from iterinf.ops.permutohedral import (
     Lattice,
@@ -149,14 +150,15 @@ def make_condition(
         total = _sum_over_pixels(points, jnp.ones_like(features[:, :1]))
         return Kernel(points, jax.lax.rsqrt(total[:, 0] + _SMALL))
 
-    def make_bilateral(colors: Float[Array, "n 3"]) -> Kernel:
-        scaled = [places / bilateral_width, colors / color_width]
-        return make_kernel(jnp.concatenate(scaled, axis=1))
+    def make_bilateral(colors: Float[Array, "n 3"], places: Float[Array, "n 2"]):
+        return make_kernel(jnp.concatenate([places, colors], axis=1))
 
     return Condition(
         unary=unary,
         spatial=make_kernel(places / spatial_width),
-        bilateral=jax.lax.map(make_bilateral, colors),
+        bilateral=map_images(
+            make_bilateral, colors / color_width, places / bilateral_width
+        ),
     )
 
 
@@ -179,8 +181,8 @@ def compute_messages(
     side_by_side = jnp.moveaxis(pixels, 0, 1).reshape(-1, b * k)
     spatial = _apply_kernel(condition.spatial, side_by_side)
     spatial = jnp.moveaxis(spatial.reshape(-1, b, k), 1, 0)
-    bilateral = jax.lax.map(
-        lambda inputs: _apply_kernel(*inputs), (condition.bilateral, pixels)
+    bilateral = map_images(
+        lambda inputs, _: _apply_kernel(*inputs), (condition.bilateral, pixels), ()
     )
     return spatial.reshape(y.shape), bilateral.reshape(y.shape)
 
