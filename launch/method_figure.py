@@ -4,6 +4,7 @@ python -m launch.method_figure
 """
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,7 +48,10 @@ def _draw_frame(
     axes: Axes, box: tuple[float, float, float, float], title: str, color: str
 ) -> None:
     left, bottom, width, height = box
-    style = {"boxstyle": "round,pad=0,rounding_size=0.12", "edgecolor": "none"}
+    style: dict[str, Any] = {
+        "boxstyle": "round,pad=0,rounding_size=0.12",
+        "edgecolor": "none",
+    }
     axes.add_patch(
         FancyBboxPatch((left, bottom), width, height, facecolor=color, **style)
     )
@@ -55,7 +59,10 @@ def _draw_frame(
 
 
 def _draw_box(axes: Axes, center: Point, text: str, width: float) -> None:
-    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "edgecolor": "0.25"}
+    style: dict[str, Any] = {
+        "boxstyle": "round,pad=0,rounding_size=0.08",
+        "edgecolor": "0.25",
+    }
     corner = (center[0] - width / 2, center[1] - 0.33)
     axes.add_patch(FancyBboxPatch(corner, width, 0.66, facecolor="white", **style))
     axes.text(*center, text, fontsize=11, ha="center", va="center")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iterinf.data.dataset import Dataset, Record, Split
-from iterinf.report.legend import list_classes
+from iterinf.report.legend import count_columns, list_classes
 
 _NUM_IMAGES = 12  # a split
 _NUM_COLUMNS = 4  # of pairs
@@ -18,7 +18,6 @@ _GAP = 8  # pixels between pictures
 _NAME_HEIGHT = 30  # pixels, above a pair
 _MAX_NAME = 60  # characters
 _WIDTH = 14.0  # inches of the figure
-_MAX_COLUMNS = 8  # of the legend
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -43,8 +42,9 @@ def plot_contact_sheet(dataset: Dataset) -> Figure:
     widest = max(sheet.shape[1] for sheet in sheets.values())
     maps = [record.label for shown in records.values() for record in shown]
     entries = list_classes(maps, dataset.classes, dataset.colors)
+    num_columns = count_columns(entries, _WIDTH)
     height = _WIDTH * sum(heights) / widest + 0.3 * len(splits)
-    height += 0.25 * (2 + len(entries) // _MAX_COLUMNS)
+    height += 0.25 * (2 + len(entries) // num_columns)
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots(len(splits), 1, height_ratios=heights)
     for (name, split), axis in zip(splits.items(), axes, strict=True):
@@ -58,7 +58,7 @@ def plot_contact_sheet(dataset: Dataset) -> Figure:
     figure.legend(
         handles=entries,
         loc="outside lower center",
-        ncols=min(len(entries), _MAX_COLUMNS),
+        ncols=num_columns,
         fontsize=9,
     )
     return figure

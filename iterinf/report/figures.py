@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from iterinf.files import write_atomically
-from iterinf.report.legend import list_classes, make_patches
+from iterinf.report.legend import count_columns, list_classes, make_patches
 
 UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
 # Green and red also differ in lightness, for those who do not tell them apart.
@@ -220,7 +220,7 @@ def plot_segmentations(
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 2 + 2 * len(titles) // 2),
+        ncols=min(count_columns(handles, size[0]), 2 + len(titles)),
         fontsize=9,
     )
     return figure

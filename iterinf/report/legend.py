@@ -35,6 +35,13 @@ def list_classes(
     return entries
 
 
+def count_columns(entries: Sequence[Patch], width: float) -> int:
+    """How many columns of a legend in letters of 9 points fit into so many inches."""
+    longest = max(len(str(entry.get_label())) for entry in entries)
+    column = 0.55 + 0.075 * longest
+    return max(1, min(len(entries), int(width / column)))
+
+
 def make_patches(
     names: Sequence[str], colors: Integer[np.ndarray, "n 3"]
 ) -> list[Patch]:
