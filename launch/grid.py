@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from iterinf.errors import UserError
 from iterinf.files import create_folder
@@ -109,7 +109,7 @@ def _make_run(config: Any, setting: dict[str, Any]) -> Run:
 
 
 def name_run(setting: dict[str, Any]) -> str:
-    """The name of a workdir, e.g. seed=1,refiner.dae_y.objective.sigma=0.2"""
+    """The name of a workdir: seed=1,refiner.dae_y.objective.sigma=0.2, say."""
     parts = []
     for key, value in setting.items():
         values = value if isinstance(value, tuple) else (value,)
@@ -187,6 +187,7 @@ def make_command(
 
 
 def _run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # what JAX says when it starts
     try:
         sys.exit(_launch(str(_CONFIG.value), pathlib.Path(_WORKDIR.value or ""), argv))
     except UserError as error:

@@ -60,11 +60,7 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 class Launcher:
-    """Runs experiments; a context that hands SIGINT and SIGTERM on to them.
-
-    Attributes:
-      stopped: whether one has come; no run begins after that.
-    """
+    """Runs experiments; a context that hands SIGINT and SIGTERM on to them."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -72,6 +68,7 @@ class Launcher:
 
     @property
     def stopped(self) -> bool:
+        """Whether one of them has come; no run begins after that."""
         return self._signal is not None
 
     def __enter__(self) -> "Launcher":
