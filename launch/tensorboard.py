@@ -47,7 +47,7 @@ class Events:
         """The writer of a folder of the workdir."""
         if folder not in self._writers:
             path = self._folder / folder.relative_to(self._workdir)
-            self._writers[folder] = SummaryWriter(str(path))
+            self._writers[folder] = SummaryWriter(str(path), flush_secs=_SECONDS)
         return self._writers[folder]
 
     def add_metrics(self) -> None:
@@ -66,7 +66,6 @@ class Events:
             for epoch, end in list(zip(epochs, ends, strict=True))[first:]:
                 for tag in epoch.keys() - {"epoch"}:
                     writer.add_scalar(tag, epoch[tag], epoch["epoch"], end)
-            writer.flush()
 
     def add_results(self) -> None:
         """Adds sweeps, figures and tables, of what is there."""

@@ -61,7 +61,7 @@ def test_a_grid_expands_in_its_order(tmp_path):
     ("line", "words"),
     [
         ("add(sede=1)", '"sede" does not exist.*"seed"'),
-        ("add(**{'refiner.dea_y.title': 'x'})", '"dea_y" was not found'),
+        ("add(**{'refiner.dea_y.title': 'x'})", '"refiner.dea_y" was not found'),
         ("add(seed='one')", "seed.*one"),
         ("add(**{'segmenter': 1})", "segmenter"),
         ("add(seed=-1)", "config.seed is -1, expected 0 or more"),
