@@ -27,11 +27,13 @@ import re
 import shlex
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+import jax
+from absl import app, flags
 
 from iterinf.errors import UserError
 from iterinf.files import create_folder
@@ -48,6 +50,7 @@ from launch.runs import (
 )
 
 SLURM = pathlib.Path(__file__).with_name("slurm.sh")
+_MOST_CHARACTERS = 200  # of the name of a workdir
 
 _CONFIG = flags.DEFINE_string("config", None, "A file of configs/ with a grid.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a run, and the table.")
@@ -109,13 +112,19 @@ def _make_run(config: Any, setting: dict[str, Any]) -> Run:
 
 
 def name_run(setting: dict[str, Any]) -> str:
-    """The name of a workdir: seed=1,refiner.dae_y.objective.sigma=0.2, say."""
+    """The name of a workdir: seed=1,refiner.dae_y.objective.sigma=0.2, say.
+
+    Its end is a checksum where it would be too long for a file system.
+    """
     parts = []
     for key, value in setting.items():
         values = value if isinstance(value, tuple) else (value,)
         text = "+".join(map(str, values))
         parts.append(f"{key}={re.sub('[^A-Za-z0-9.+-]', '_', text)}")
-    return ",".join(parts) or "unchanged"
+    name = ",".join(parts) or "unchanged"
+    if len(name) <= _MOST_CHARACTERS:
+        return name
+    return f"{name[: _MOST_CHARACTERS - 8]}{zlib.crc32(name.encode()):08x}"
 
 
 def run_grid(
@@ -187,7 +196,7 @@ def make_command(
 
 
 def _run(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # what JAX says when it starts
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs
     try:
         sys.exit(_launch(str(_CONFIG.value), pathlib.Path(_WORKDIR.value or ""), argv))
     except UserError as error:

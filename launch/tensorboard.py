@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 
+import jax
 import numpy as np
 from absl import app, flags
 from PIL import Image
@@ -93,6 +94,7 @@ class Events:
 def _run(argv: list[str]) -> None:
     if len(argv) != 2:
         sys.exit("launch.tensorboard: expected one folder")
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the run
     workdir = pathlib.Path(argv[1])
     if not any(workdir.glob("**/config.json")):
         sys.exit(f"launch.tensorboard: {workdir} is no workdir: it has no config.json")

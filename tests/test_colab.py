@@ -9,6 +9,8 @@ import nbclient
 import nbformat
 import pytest
 
+import iterinf
+
 FOLDER = pathlib.Path(__file__).parent.parent / "launch"
 
 
@@ -31,6 +33,9 @@ def test_it_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     notebook = nbformat.read(FOLDER / "colab.ipynb", as_version=4)
+    expected = ["text/markdown", "image/png", "image/png", "image/png"]
+    if not hasattr(iterinf, "load"):  # the last part needs it
+        del notebook.cells[-3:], expected[-1:]
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     types = [
@@ -39,6 +44,6 @@ def test_it_runs(tmp_path, monkeypatch):
         for output in cell.get("outputs", [])
         if output.output_type == "display_data"
     ]
-    assert types == ["text/markdown", "image/png", "image/png", "image/png"]
+    assert types == expected
     assert (tmp_path / "runs" / "colab" / "results" / "table.md").exists()
-    assert not os.listdir(tmp_path)[1:]  # nothing is written elsewhere
+    assert os.listdir(tmp_path) == ["runs"]

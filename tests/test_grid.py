@@ -254,7 +254,7 @@ def launch(workdir, config, *arguments):
     )
 
 
-def test_values_of_all_kinds_reach_the_run(tmp_path):
+def test_values_of_all_kinds_reach_the_run_after_one_that_fails(tmp_path):
     setting = {
         "seed": 3,
         SIGMA: 1e-5,
@@ -268,12 +268,16 @@ def test_values_of_all_kinds_reach_the_run(tmp_path):
         "evaluation.sweep_batch_size": 3,
         "evaluation.sweep_dtype": None,
     }
-    path = write_config(tmp_path, f"add(**{setting})")
+    wrong = "add(**{'dataset.name': 'camvids'})"
+    path = write_config(tmp_path, wrong, f"add(**{setting})")
     flags = ["--", "--mode=check_data", "--config.loader.num_threads=2"]
     done = launch(tmp_path / "runs", path, *flags)
-    assert done.returncode == 0, done.stderr
-    (run,) = expand_grid(path)
+    assert done.returncode == 1 != UNFINISHED
+    assert "iterinf: unknown data set 'camvids'" in done.stderr
+    assert "failed: dataset.name=camvids; call again to go on" in done.stdout
+    _, run = expand_grid(path)
     assert run.setting == setting
+    assert len(run.name) == 200
     config = json.loads((tmp_path / "runs" / run.name / "config.json").read_text())
     assert config["loader"] == {"num_threads": 2}
     for key, value in setting.items():
@@ -294,11 +298,3 @@ def test_what_is_to_run_is_printed_or_refused(tmp_path):
     done = launch(tmp_path / "runs", path, "--", "--config.seed=3")
     assert done.returncode == 1
     assert done.stderr.startswith("launch.grid: --config.seed=3 would change what")
-
-
-def test_a_run_that_fails_shows_in_the_status(tmp_path):
-    path = write_config(tmp_path, "add(seed=1)")
-    done = launch(tmp_path / "runs", path, "--", "--config.refiners=('dea_y',)")
-    assert done.returncode == 1 != UNFINISHED
-    assert "iterinf: config.refiners: unknown 'dea_y'" in done.stderr
-    assert "failed: seed=1; call again to go on" in done.stdout
