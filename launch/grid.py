@@ -16,13 +16,15 @@ with status 1; if one was interrupted, with 75 ("try again"). What stands after 
 handed to every run. table.{md,csv,json} is written after each call, of what is finished
 by then (launch/grid_table.py).
 
---jobs runs several at once, each of which prints to log.txt in its workdir. --slurm
-submits launch/slurm.sh for each instead; when all jobs are done, call again with
---jobs=0, which runs nothing, for the table. --dry_run only prints the commands.
+--jobs runs several at once, each of which prints to log.txt in its workdir;
+--devices=0,1 does so with a GPU for each. --slurm submits launch/slurm.sh for each
+instead; when all jobs are done, call again with --jobs=0, which runs nothing, for the
+table. --dry_run only prints the commands.
 """
 
 import json
 import pathlib
+import queue
 import re
 import shlex
 import subprocess
@@ -55,6 +57,7 @@ _MOST_CHARACTERS = 200  # of the name of a workdir
 _CONFIG = flags.DEFINE_string("config", None, "A file of configs/ with a grid.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a run, and the table.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=0)
+_DEVICES = flags.DEFINE_list("devices", [], "GPUs: a run at once on each.")
 _SLURM = flags.DEFINE_boolean("slurm", False, "Submits the runs by sbatch.")
 _SBATCH = flags.DEFINE_string("sbatch", "", "Flags of sbatch, e.g. '--gpus-per-node=1'")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Prints commands and runs none.")
@@ -134,6 +137,7 @@ def run_grid(
     overrides: Sequence[str],
     *,
     jobs: int,
+    devices: Sequence[str] = (),
 ) -> tuple[list[str], list[str]]:
     """Runs what is not finished; on SIGINT or SIGTERM it ends early.
 
@@ -143,12 +147,16 @@ def run_grid(
       root: folder of the workdirs.
       overrides: flags handed to every run.
       jobs: how many at once; above one, each prints to a file.
+      devices: CUDA_VISIBLE_DEVICES of as many jobs; none: as it is.
 
     Returns:
       Names of the runs that failed, and of those that are not finished.
     """
     failed, unfinished = [], []
     launcher = Launcher()
+    environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for job in range(jobs):
+        environments.put({"CUDA_VISIBLE_DEVICES": devices[job]} if devices else {})
 
     def go_on(run: Run) -> None:
         workdir = root / run.name
@@ -163,13 +171,18 @@ def run_grid(
             log = workdir / "log.txt"
         flags = [*overrides, *run.flags]
         print(f"\n{run.name}", flush=True)
+        environment = environments.get()
         try:
-            if not launcher.run(config, workdir, flags, log=log):
+            if not launcher.run(
+                config, workdir, flags, log=log, environment=environment
+            ):
                 unfinished.append(run.name)
         except UserError as error:
             failed.append(run.name)
             reason = f"{error}, see {log}" if log else error
             print(f"launch.grid: {run.name}: {reason}", file=sys.stderr, flush=True)
+        finally:
+            environments.put(environment)
 
     with launcher, ThreadPoolExecutor(jobs) as pool:
         list(pool.map(go_on, runs))
@@ -219,8 +232,12 @@ def _launch(config: str, root: pathlib.Path, argv: list[str]) -> int:
         return 0
     create_folder(root)
     failed, unfinished = [], []
-    if _JOBS.value:
-        failed, unfinished = run_grid(config, runs, root, overrides, jobs=_JOBS.value)
+    devices = _DEVICES.value or []
+    jobs = len(devices) or _JOBS.value
+    if jobs:
+        failed, unfinished = run_grid(
+            config, runs, root, overrides, jobs=jobs, devices=devices
+        )
     write_grid_table([(root / run.name, run.setting) for run in runs], root)
     for names, what in ((failed, "failed"), (unfinished, "unfinished")):
         if names:

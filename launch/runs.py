@@ -2,13 +2,15 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -88,12 +90,17 @@ class Launcher:
 
     @contextlib.contextmanager
     def _start(
-        self, command: Sequence[str], log: pathlib.Path | None
+        self,
+        command: Sequence[str],
+        log: pathlib.Path | None,
+        environment: Mapping[str, str],
     ) -> Iterator[subprocess.Popen[bytes]]:
         """A process that gets all signals, also one that comes while it starts."""
         with contextlib.ExitStack() as stack:
             output = log and stack.enter_context(log.open("ab"))
-            process = subprocess.Popen(command, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=os.environ | environment
+            )
             self._processes.add(process)
             stack.callback(self._processes.discard, process)
             if self._signal is not None:
@@ -108,6 +115,7 @@ class Launcher:
         *,
         seconds: float | None = None,
         log: pathlib.Path | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> bool:
         """Runs or goes on with one experiment; several threads may, at once.
 
@@ -117,6 +125,7 @@ class Launcher:
           overrides: flags handed on.
           seconds: when to stop it; None: never.
           log: gets what it prints; None: this process's own output.
+          environment: variables that it gets besides this process's own.
 
         Returns:
           Whether it is finished.
@@ -127,7 +136,7 @@ class Launcher:
         if self.stopped:
             return False
         flags = [f"--config={config}", f"--workdir={workdir}", *overrides]
-        with self._start([*MAIN, *flags], log) as process:
+        with self._start([*MAIN, *flags], log, environment) as process:
             try:
                 status = process.wait(seconds)
             except subprocess.TimeoutExpired:

@@ -82,7 +82,7 @@ def test_a_config_without_a_grid():
 
 
 STUB = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in sys.argv[1:])
 workdir = pathlib.Path(flags["workdir"])
 workdir.mkdir(parents=True, exist_ok=True)
@@ -97,6 +97,7 @@ if "wait" in workdir.name:
     signal.signal(signal.SIGTERM, end)
     (workdir / "ready").touch()
     time.sleep(60)
+(workdir / "device").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
 (workdir / "results").mkdir()
 (workdir / "results" / "table.json").touch()
 """
@@ -134,6 +135,15 @@ def test_others_run_where_one_fails_and_finished_ones_are_skipped(
     if jobs > 1:
         log = tmp_path / "fail" / "log.txt"
         assert log.read_text() == "stub: it fails\n" * 2
+
+
+@pytest.mark.usefixtures("stub")
+def test_runs_at_once_share_out_the_devices(tmp_path):
+    names = [f"run{i}" for i in range(5)]
+    runs, devices = make_runs(*names), ["3", "5"]
+    assert run_grid("x.py", runs, tmp_path, [], jobs=2, devices=devices) == ([], [])
+    used = [(tmp_path / name / "device").read_text() for name in names]
+    assert sorted(set(used)) == devices
 
 
 @pytest.mark.usefixtures("stub")
