@@ -162,9 +162,10 @@ def run_grid(
         workdir = root / run.name
         if is_finished(workdir):
             return
-        for other in runs:
-            if other.segmenter == run.segmenter:
-                copy_segmenter(root / other.name, workdir)
+        if launcher.stopped:
+            unfinished.append(run.name)
+            return
+        _take_over_segmenter(run, runs, root)
         log = None
         if jobs > 1:
             create_folder(workdir)
@@ -187,6 +188,13 @@ def run_grid(
     with launcher, ThreadPoolExecutor(jobs) as pool:
         list(pool.map(go_on, runs))
     return failed, unfinished
+
+
+def _take_over_segmenter(run: Run, runs: Sequence[Run], root: pathlib.Path) -> None:
+    """Copies the segmenter of a finished run that has the same, unless there is one."""
+    for other in runs:
+        if other.segmenter == run.segmenter:
+            copy_segmenter(root / other.name, root / run.name)
 
 
 def make_command(
