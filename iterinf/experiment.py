@@ -10,13 +10,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iterinf.checkpoints import has_checkpoint
-from iterinf.data import Dataset
 from iterinf.errors import UserError
 from iterinf.files import has_file, read_arrays, read_lines
 from iterinf.objectives import replace_numbers
 from iterinf.prediction import refine_labels, segment
 from iterinf.protocol import choose, evaluate, evaluate_segmenter
 from iterinf.provenance import describe_runs, log_run
+from iterinf.report.census import format_census
+from iterinf.report.contact_sheet import plot_contact_sheet
+from iterinf.report.figures import save_figure
 from iterinf.report.results import (
     RefinerResult,
     choose_pictures,
@@ -58,9 +60,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     experiment = Experiment(config, workdir)
     check_class_names(experiment.dataset.classes)
     if mode == "check_data":
-        experiment.check_data()
-        experiment.check_refiners()
-        print(_describe_dataset(experiment.dataset))
+        check_data(experiment)
         return
     experiment.check_same_data()
     if mode != "report":
@@ -90,12 +90,22 @@ def _list_refiner_stages(
     return stages["evaluate" if mode == "run" else mode]
 
 
-def _describe_dataset(dataset: Dataset) -> str:
-    sizes = [len(s) for s in (dataset.train, dataset.validation, dataset.test)]
-    return (
-        f"{dataset.name}: {sizes[0]} training, {sizes[1]} validation, {sizes[2]} test "
-        f"images, {dataset.num_classes} classes: nothing wrong"
-    )
+def check_data(experiment: Experiment) -> None:
+    """Prints what the data set holds, and draws some of it.
+
+    Writes data/contact_sheet.png.
+
+    Raises:
+      UserError: whatever would stop the experiment later.
+    """
+    census = experiment.check_data()
+    experiment.check_refiners()
+    path = experiment.workdir / "data" / "contact_sheet.png"
+    dataset = experiment.dataset
+    save_figure(plot_contact_sheet(dataset), path)
+    print(f"{dataset.name}, {dataset.num_classes} classes: nothing wrong\n")
+    print(format_census(census, dataset.classes))
+    print(f"\nImages beside their labels: {path}")
 
 
 def report(experiment: Experiment) -> None:
