@@ -44,8 +44,7 @@ from iterinf.objectives import (
     replace_numbers,
     to_unit_range,
 )
-from iterinf.refiners import create_refiner
-from iterinf.segmenters import create_segmenter
+from iterinf.pipeline import build_refiner, build_segmenter
 from iterinf.settings import (
     check_crops,
     check_settings,
@@ -57,7 +56,7 @@ from iterinf.statistics import estimate_statistics
 from iterinf.trainer import Trainer
 from iterinf.training import Params
 from iterinf.types import Candidate
-from iterinf.weights import match_input, read_weights, replace_parameters
+from iterinf.weights import read_weights, replace_parameters
 
 
 class Experiment:
@@ -89,14 +88,7 @@ class Experiment:
             self.dataset = add_outputs(
                 self.dataset, pathlib.Path(config.segmenter.outputs)
             )
-        self.segmenter = create_segmenter(
-            config.segmenter.name,
-            num_classes=self.dataset.num_classes,
-            dtype=jnp.dtype(config.dtype),
-            **config.segmenter.model,
-        )
-        if "training" in config.segmenter and config.segmenter.init_from:
-            self.segmenter = match_input(self.segmenter)
+        self.segmenter = build_segmenter(config, self.dataset.num_classes)
         self._trainer = Trainer(
             self.dataset.train,
             seed=config.seed,
@@ -140,7 +132,7 @@ class Experiment:
         if has_file(path) and has_results(self.workdir):
             kept = json.loads(path.read_text())
             for name in found:
-                if found[name] != kept[name]:
+                if kept.get(name, found[name]) != found[name] and name != "colors":
                     raise UserError(
                         f"{self.workdir} holds results of other data (its {name} "
                         "differ); name another workdir"
@@ -173,14 +165,8 @@ class Experiment:
 
     def create_refiner(self, name: str) -> nn.Module:
         """The network of a refiner of the config, not trained."""
-        settings = self.config.refiner[name]
-        return create_refiner(
-            settings.name,
-            num_classes=self.dataset.num_classes,
-            feature_offset=self.segmenter.feature_offset,
-            dtype=jnp.dtype(self.config.dtype),
-            **settings.model,
-        )
+        num_classes = self.dataset.num_classes
+        return build_refiner(self.config, name, self.segmenter, num_classes)
 
     @functools.cached_property
     def segmenter_variables(self) -> Variables:

@@ -172,13 +172,23 @@ def check_size(record: Record, first: Record) -> None:
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What tells a data set from another, read from a record a split: JSON values."""
+    """What tells a data set from another, read from a record a split: JSON values.
+
+    Beside that, what is needed to predict without it: colors, the size of an image, and
+    how many channels the outputs of a network that ran elsewhere have.
+    """
     splits = {
         "train": dataset.train,
         "validation": dataset.validation,
         "test": dataset.test,
     }
-    described: dict[str, Any] = {"classes": list(dataset.classes)}
+    record = dataset.train[0]
+    described: dict[str, Any] = {
+        "classes": list(dataset.classes),
+        "colors": dataset.colors.tolist(),
+        "size": list(record.label.shape),
+        "outputs": {name: a.shape[-1] for name, a in record.outputs.items()},
+    }
     for name, split in splits.items():
         first = split[0]
         described[name] = {

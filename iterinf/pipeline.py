@@ -1,0 +1,243 @@
+"""A finished workdir's networks and choices, read without its data."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from iterinf.checkpoints import Checkpoints, has_checkpoint
+from iterinf.data.outputs import STRIDES
+from iterinf.devices import replicate
+from iterinf.errors import UserError
+from iterinf.files import read_arrays
+from iterinf.inference import refine
+from iterinf.objectives import Networks, Variables, combine, propose, replace_numbers
+from iterinf.refiners import create_refiner
+from iterinf.segmenters import create_segmenter
+from iterinf.selection import Selection
+from iterinf.stopping import start, stopping_step
+from iterinf.types import Batch, Candidate, Refinement
+from iterinf.weights import match_input
+
+
+class Legend(NamedTuple):
+    """What a workdir knows of its data."""
+
+    classes: tuple[str, ...]  # k names
+    colors: UInt8[np.ndarray, "k+1 3"]  # RGB; the last is void
+    size: tuple[int, int]  # height and width of the first training image
+    outputs: dict[str, int]  # channels by name, of a network that ran elsewhere
+
+
+class Pipeline(NamedTuple):
+    """Image -> labelling: a segmenter, a refiner, and what validation chose."""
+
+    segmenter: nn.Module
+    refiner: nn.Module
+    networks: Networks  # variables of both
+    selection: Selection
+    stop: float  # tolerance of `iterinf.stopping`; 0: no image stops
+    legend: Legend
+    titles: tuple[str, str]  # of segmenter and refiner, as in the table
+
+    def propose(self, networks: Networks, batch: Batch) -> Candidate:
+        """Runs the segmenter; images in [0, 1]."""
+        return propose(self.segmenter, networks["segmenter"], batch)
+
+    def refine(
+        self, networks: Networks, candidate: Candidate, **options: Any
+    ) -> Refinement:
+        """Iterates as validation chose.
+
+        Args:
+          networks: variables of both; handed in, so that a compiled function need not
+            hold them as constants.
+          candidate: from `propose`, or made of another network's probabilities.
+          **options: of `iterinf.refine`, e.g. `observe`, a function of y.
+        """
+        apply = functools.partial(self.refiner.apply, networks["refiner"])
+        condition = apply(candidate, method=self.refiner.condition)
+        observe = options.pop("observe", lambda y: None)
+        refinement = refine(
+            lambda y: apply(y, condition, method=self.refiner.reconstruct),
+            start(candidate.y, self.stop),
+            step_size=self.selection.step_size,
+            num_iterations=self.selection.num_iterations,
+            observe=lambda state: observe(state.y),
+            step=functools.partial(stopping_step, tolerance=self.stop),
+            **options,
+        )
+        return refinement._replace(y=refinement.y.y)
+
+
+def build_segmenter(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The segmenter of a config, without parameters."""
+    segmenter = create_segmenter(
+        config.segmenter.name,
+        num_classes=num_classes,
+        dtype=jnp.dtype(config.dtype),
+        **config.segmenter.model,
+    )
+    if "training" in config.segmenter and config.segmenter.init_from:
+        return match_input(segmenter)
+    return segmenter
+
+
+def build_refiner(
+    config: ConfigDict, name: str, segmenter: nn.Module, num_classes: int
+) -> nn.Module:
+    """A refiner of a config, for what its segmenter proposes, without parameters."""
+    settings = config.refiner[name]
+    return create_refiner(
+        settings.name,
+        num_classes=num_classes,
+        feature_offset=segmenter.feature_offset,
+        dtype=jnp.dtype(config.dtype),
+        **settings.model,
+    )
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config that a workdir's results were made with.
+
+    Raises:
+      UserError: if there is none.
+    """
+    return ConfigDict(_freeze(_read_json(workdir / "config.json")))
+
+
+def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline:
+    """Reads networks and choices of an experiment.
+
+    Args:
+      workdir: of an experiment whose choices are made (`--mode=sweep` or later).
+      refiner: a key of its config's `refiner`; None: the last row of its table.
+
+    Raises:
+      UserError: if the workdir holds no such refiner, or no choice for it yet.
+    """
+    config = read_config(workdir)
+    name = config.refiners[-1] if refiner is None else refiner
+    if name not in config.refiners:
+        raise UserError(
+            f"{workdir} has no refiner {name!r}; it has {', '.join(config.refiners)}"
+        )
+    legend = _read_legend(workdir / "data.json")
+    content = _read_json(workdir / "refiners" / name / "selection.json")
+    selection = Selection(**content["refined"])
+    segmenter = build_segmenter(config, len(legend.classes))
+    network = build_refiner(config, name, segmenter, len(legend.classes))
+    frozen = {"segmenter": _restore_segmenter(workdir, config, segmenter, legend)}
+    params = _restore_refiner(workdir, config, name, network, segmenter, frozen, legend)
+    networks = replace_numbers(combine(params, frozen), selection.parameters)
+    settings = config.refiner[name]
+    return Pipeline(
+        segmenter,
+        network,
+        replicate(networks),
+        selection,
+        settings.selection.stop,
+        legend,
+        (config.segmenter.title, f"{config.segmenter.title} + {settings.title}"),
+    )
+
+
+def _restore_segmenter(
+    workdir: pathlib.Path, config: ConfigDict, segmenter: nn.Module, legend: Legend
+) -> Variables:
+    variables: Variables = {}
+    if "training" in config.segmenter:
+        shapes = jax.eval_shape(
+            segmenter.init, jax.random.key(0), _describe_images(legend).image
+        )
+        folder = workdir / "segmenter"
+        variables["params"] = _restore(folder, config.segmenter, shapes["params"])
+    if getattr(segmenter, "statistics", "") == "running":
+        arrays = read_arrays(workdir / "segmenter" / "statistics.npz")
+        variables["statistics"] = unflatten_dict(arrays, sep="/")
+    return variables
+
+
+def _restore_refiner(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    name: str,
+    refiner: nn.Module,
+    segmenter: nn.Module,
+    frozen: Networks,
+    legend: Legend,
+) -> dict[str, Any]:
+    settings = config.refiner[name]
+    candidate = jax.eval_shape(
+        functools.partial(propose, segmenter),
+        frozen["segmenter"],
+        _describe_images(legend),
+    )
+    if "training" not in settings:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), candidate)
+        return {"refiner": refiner.init(jax.random.key(0), zeros)["params"]}
+    shapes = jax.eval_shape(refiner.init, jax.random.key(0), candidate)
+    params = {"refiner": shapes["params"]}
+    if settings.end_to_end:
+        params["segmenter"] = frozen["segmenter"]["params"]
+    return _restore(workdir / "refiners" / name, settings, params)
+
+
+def _restore(folder: pathlib.Path, settings: ConfigDict, params: Any) -> Any:
+    """The best parameters of a network's last phase."""
+    phase = folder
+    if settings.fine_tuning.num_epochs:
+        phase = folder / "fine_tuning"
+    if not has_checkpoint(phase):
+        raise UserError(f"there is no checkpoint in {phase}; train first")
+    with Checkpoints(phase / "checkpoints", maximize=True) as checkpoints:
+        return checkpoints.restore_best({"params": params})["params"]
+
+
+def _describe_images(legend: Legend) -> Batch:
+    """Shapes of a batch of one image."""
+
+    def describe(*shape: int) -> Float[Array, "..."]:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[return-value]
+
+    height, width = legend.size
+    outputs = {
+        name: describe(1, height // STRIDES[name], width // STRIDES[name], channels)
+        for name, channels in legend.outputs.items()
+    }
+    return Batch(describe(1, height, width, 3), describe(1, height, width), outputs)
+
+
+def _read_legend(path: pathlib.Path) -> Legend:
+    content = _read_json(path)
+    return Legend(
+        tuple(content["classes"]),
+        np.array(content["colors"], np.uint8),
+        (content["size"][0], content["size"][1]),
+        content["outputs"],
+    )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path}; run --mode=evaluate first") from error
+
+
+def _freeze(value: Any) -> Any:
+    """Lists as tuples, as configs have them: networks must be hashable."""
+    if isinstance(value, Mapping):
+        return {key: _freeze(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return tuple(map(_freeze, value))
+    return value
