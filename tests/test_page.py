@@ -71,7 +71,7 @@ def make_page(folder, num_classes=3, num_pictures=2):
     rows[1] = rows[1]._replace(is_control=True, class_iou=(np.nan,) * num_classes)
     classes = tuple(f"class {k} {NASTY}" for k in range(num_classes))
     colors = rng.integers(0, 256, (num_classes + 1, 3)).astype(np.uint8)
-    dataset = Dataset(f"data {NASTY}", classes, colors, None, None, None)
+    dataset = Dataset(f"data {NASTY}", classes, colors, [], [], [None] * 7)
     write_page(
         folder / "report.html",
         dataset,

@@ -1,6 +1,6 @@
 // Mean IoU against iterations: what figure4_*.png shows, with the numbers at hand.
 
-const CHART = { width: 520, height: 300, left: 46, right: 12, top: 14, bottom: 40 };
+const CHART = { width: 520, height: 300, left: 46, right: 20, top: 18, bottom: 40 };
 
 /** From violet over blue and green to yellow, on light and dark ground. */
 function pickColor(index, count) {
@@ -8,9 +8,9 @@ function pickColor(index, count) {
   return `hsl(${hue.toFixed(0)} 62% 52%)`;
 }
 
-/** Round numbers inside [low, high], about five. */
+/** Round numbers inside [low, high], three to seven of them. */
 function listTicks(low, high, smallest = 0) {
-  const raw = (high - low) / 5;
+  const raw = (high - low) / 7;
   const power = 10 ** Math.floor(Math.log10(raw));
   const factor = [1, 2, 5, 10].find((f) => f * power >= raw);
   const step = Math.max(factor * power, smallest);
@@ -86,11 +86,10 @@ function drawPanel(title, lines, chosen) {
   inner.append(mark(0, innerWidth, y(plain), y(plain)));
   inner.append(mark(x(chosen), x(chosen), 0, innerHeight));
   for (const line of [...lines].sort((a, b) => a.isChosen - b.isChosen)) {
-    const name = `curve${line.isChosen ? " chosen" : ""}${line.isOther ? " other" : ""}`;
     const d = drawPath(line.values, x, y);
-    inner.append(createSvg("path", { class: name, d, stroke: line.color }));
+    inner.append(createSvg("path", { class: nameClass(line), d, stroke: line.color }));
   }
-  const cursor = createSvg("line", { class: "cursor", y1: 0, y2: innerHeight });
+  const cursor = createSvg("line", { y1: 0, y2: innerHeight });
   inner.append(cursor);
   svg.append(inner);
   const plainPlace = { class: "plain", x: width - right, y: top + y(plain) - 5 };
@@ -106,34 +105,42 @@ function drawPanel(title, lines, chosen) {
     const place = { class: "value", x: cx, y: cy - 10, "text-anchor": "middle" };
     svg.append(text(place, formatNumber(best)));
   }
-  const readout = create("p", { class: "remark readout" });
-  const show = (event) => {
+  const keys = lines.map(drawKey);
+  const after = create("li");
+  const show = (t) => {
+    after.textContent = `after ${t}:`;
+    keys.forEach((key, index) => {
+      const value = lines[index].values[t] ?? null;
+      key.lastChild.textContent = value === null ? "" : ` ${value.toFixed(2)}`;
+    });
+  };
+  const follow = (event) => {
     const box = svg.getBoundingClientRect();
     const inside = ((event.clientX - box.left) / box.width) * width - left;
     const t = Math.min(Math.max(Math.round((inside / innerWidth) * last), 0), last);
     cursor.setAttribute("x1", x(t));
     cursor.setAttribute("x2", x(t));
-    const parts = lines
-      .filter((line) => (line.values[t] ?? null) !== null)
-      .map((line) => `${line.label} ${line.values[t].toFixed(2)}`);
-    readout.textContent = `after ${t}: ${parts.join(", ")}`;
+    cursor.setAttribute("class", "cursor");
+    show(t);
   };
-  svg.addEventListener("pointermove", show);
-  svg.addEventListener("pointerdown", show);
-  return create("figure", {}, create("figcaption", {}, title), svg, readout);
+  svg.addEventListener("pointermove", follow);
+  svg.addEventListener("pointerdown", follow);
+  show(chosen);
+  const list = create("ul", { class: "keys" }, after, ...keys);
+  return create("figure", {}, create("figcaption", {}, title), svg, list);
 }
 
 function drawKey(line) {
   const svg = createSvg(
     "svg",
     { class: "chart", viewBox: "0 0 26 10", "aria-hidden": "true" },
-    createSvg("path", {
-      class: `curve${line.isChosen ? " chosen" : ""}${line.isOther ? " other" : ""}`,
-      d: "M0 5L26 5",
-      stroke: line.color,
-    }),
+    createSvg("path", { class: nameClass(line), d: "M0 5L26 5", stroke: line.color }),
   );
-  return create("li", {}, svg, line.label);
+  return create("li", {}, svg, line.label, create("b"));
+}
+
+function nameClass(line) {
+  return `curve${line.isChosen ? " chosen" : ""}${line.isOther ? " other" : ""}`;
 }
 
 /** Both panels of a refiner; those without controls are drawn beside it, dashed. */
@@ -142,7 +149,7 @@ function drawCurves(refiner, others) {
   const ours = refiner.step_sizes.map((size, index) => ({
     values: refiner.validation[index],
     color: pickColor(index, count),
-    label: `${size}${index === refiner.chosen ? " (chosen)" : ""}`,
+    label: `step size ${size}${index === refiner.chosen ? " (chosen)" : ""}`,
     isChosen: index === refiner.chosen,
     isOther: false,
   }));
@@ -174,7 +181,6 @@ function drawCurves(refiner, others) {
         refiner.num_iterations,
       ),
     ),
-    create("ul", { class: "keys" }, "step size:", ...validation.map(drawKey)),
   ];
 }
 

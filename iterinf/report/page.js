@@ -46,16 +46,13 @@ function createSwatch(label) {
   });
 }
 
-/** The row that is best on test, in a sentence. */
+/** What the last refiner, the one the table leads up to, does. */
 function summarise() {
-  const [plain, ...others] = report.rows;
-  const results = others.filter((row) => !row.is_control);
-  const best = results.reduce((a, b) => (b.mean_iou > a.mean_iou ? b : a));
+  const [plain, last] = [report.rows[0], report.rows.at(-1)];
   find("summary").append(
     `Mean IoU on test: ${formatNumber(plain.mean_iou)} by the plain network, ` +
-      `${formatNumber(best.mean_iou)} by ${best.model}, the best of ` +
-      `${results.length} refiner${results.length > 1 ? "s" : ""}: ` +
-      `${formatGain(best.gain)} [${formatInterval(best)}] points.`,
+      `${formatNumber(last.mean_iou)} by ${last.model}: ${formatGain(last.gain)} ` +
+      `points, 95% interval ${formatInterval(last)}.`,
   );
 }
 
@@ -74,7 +71,7 @@ function drawInterval(row, low, high) {
 }
 
 function fillTable() {
-  const titles = ["model", "mean IoU", "accuracy", "gain", "95% interval", ""];
+  const titles = ["model", "mean IoU", "gain", "95% interval", "", "accuracy"];
   const columns = [...titles, "step size", "iterations"];
   const gains = report.rows.flatMap((row) => [row.gain, row.gain_low, row.gain_high]);
   const low = Math.min(0, ...gains);
@@ -94,8 +91,7 @@ function fillTable() {
         { class: row.mean_iou === best && "best" },
         formatNumber(row.mean_iou),
       ),
-      create("td", {}, formatNumber(row.global_accuracy)),
-      ...[...cells, ...settings].map((cell) =>
+      ...[...cells, formatNumber(row.global_accuracy), ...settings].map((cell) =>
         create("td", {}, cell instanceof Node ? cell : String(cell)),
       ),
     );

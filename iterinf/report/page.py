@@ -42,7 +42,7 @@ def write_page(
 
     Args:
       path: of the file.
-      dataset: its name, its classes and their colours.
+      dataset: its name, its classes and their colours, the size of its test split.
       rows: of the table, the plain network first.
       refiners: what the stages left.
       pictures: what the viewer shows; none: there is no viewer.
@@ -61,6 +61,7 @@ def write_page(
         "rows": [row._asdict() for row in rows],
         "notes": notes,
         "curves": [_describe_curves(refiner) for refiner in refiners],
+        "num_test": len(dataset.test),
         "pictures": [_describe_picture(picture, refiners) for picture in pictures],
         "provenance": provenance,
         "config": config,
@@ -78,9 +79,7 @@ def write_page(
 
 def _encode(document: Mapping[str, Any]) -> str:
     """JSON for a script element, which the first "</script>" would end."""
-    text = json.dumps(
-        _drop_nan(document), allow_nan=False, separators=(",", ":"), default=str
-    )
+    text = json.dumps(_drop_nan(document), allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c")
 
 
@@ -117,9 +116,10 @@ def _describe_picture(
 ) -> dict[str, Any]:
     """A JPEG, packed label maps, and how many more pixels each refiner gets right."""
     label, segmented = picture.record.label, picture.segmented
-    right = np.count_nonzero(segmented == label)
+    right = int(np.count_nonzero(segmented == label))
     gained = {
-        refiner.name: np.count_nonzero(choose_map(picture, refiner) == label) - right
+        refiner.name: int(np.count_nonzero(choose_map(picture, refiner) == label))
+        - right
         for refiner in refiners
     }
     refined = {

@@ -103,7 +103,7 @@ function paint() {
   const canvas = find("canvas");
   if (canvas.width !== width) canvas.width = width;
   if (canvas.height !== height) canvas.height = height;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   const target = context.createImageData(width, height);
   const refined = getRefined();
   const painter = makePainter(refined);
@@ -249,6 +249,10 @@ function pressKey(event) {
 }
 
 function buildViewer() {
+  find("order").append(
+    `${report.pictures.length} of ${report.num_test} test images, from the one that ` +
+      `gained most pixels by ${report.curves.at(-1).title} to the one that lost most.`,
+  );
   report.pictures.forEach((picture, index) => {
     const image = create("img", { src: picture.image, alt: "" });
     const text = create("span", {}, picture.name, create("br"), create("span"));
