@@ -129,8 +129,8 @@ def report(experiment: Experiment) -> None:
     notes = compare_to_controls(plain, refiners, blocks, num_resamples)
     provenance = {"seed": config.seed, **describe_runs(workdir)}
     provenance |= _describe_training(experiment)
-    choose = functools.partial(choose_pictures, plain, refiners[-1])
-    in_figure, in_page = choose(_NUM_IN_FIGURE), choose(config.report.num_images)
+    in_figure = choose_pictures(plain, refiners[-1], _NUM_IN_FIGURE)
+    in_page = choose_pictures(plain, refiners[-1], config.report.num_images)
     positions = tqdm(
         dict.fromkeys(in_figure + in_page),
         desc="images of the report",
