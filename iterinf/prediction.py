@@ -20,7 +20,7 @@ from iterinf.objectives import (
     to_unit_range,
 )
 from iterinf.stopping import Stopping, start, stopping_step
-from iterinf.types import Batch
+from iterinf.types import Batch, Candidate
 
 
 @partial(jax.jit, static_argnums=0)
@@ -69,7 +69,6 @@ def count_predictions(
     return np.concatenate(jax.device_get(counts))[: len(split.label)]
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames=("num_iterations", "stop"))
 def refine_labels(
     segmenter: nn.Module,
     refiner: nn.Module,
@@ -83,7 +82,7 @@ def refine_labels(
     """The likeliest class of every pixel after 0..t iterations, p = t + 1.
 
     Args:
-      segmenter: proposes y and h.
+      segmenter: proposes y and h, by one compiled program for all its refiners.
       refiner: reconstructs.
       networks: variables of both.
       batch: images in uint8.
@@ -91,8 +90,28 @@ def refine_labels(
       num_iterations: t.
       stop: tolerance of `iterinf.stopping`; 0: no image stops.
     """
-    candidate = propose(segmenter, networks["segmenter"], to_unit_range(batch))
-    apply = partial(refiner.apply, networks["refiner"])
+    candidate = _propose(segmenter, networks["segmenter"], batch)
+    variables = networks["refiner"]
+    return _refine_labels(
+        refiner, num_iterations, stop, variables, candidate, step_sizes
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candidate:
+    return propose(segmenter, variables, to_unit_range(batch))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _refine_labels(
+    refiner: nn.Module,
+    num_iterations: int,
+    stop: float,
+    variables: Variables,
+    candidate: Candidate,
+    step_sizes: Float[Array, " s"],
+) -> UInt8[Array, "b s p h w"]:
+    apply = partial(refiner.apply, variables)
     condition = apply(candidate, method=refiner.condition)
 
     def observe(state: Stopping) -> UInt8[Array, "b h w"]:

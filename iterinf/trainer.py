@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
+from iterinf.compilation import compile_for_once
 from iterinf.data import Split
 from iterinf.data.loader import make_train_batches
 from iterinf.devices import DividedBatches, replicate
