@@ -16,7 +16,7 @@ from iterinf.report.page import write_page
 from iterinf.report.results import RefinerResult
 from iterinf.report.trajectories import Picture, pack_maps, unpack_maps
 
-HEIGHT, WIDTH = 6, 9
+HEIGHT, WIDTH = 7, 9  # odd: the middle lies inside a pixel
 STEP_SIZES = (0.1, 1.0)
 NUM_ITERATIONS = 3
 NASTY = "</script><b>&\"'$title<!--"
@@ -91,6 +91,12 @@ def read_document(page):
     return json.loads(re.search(pattern, page, re.DOTALL)[1])
 
 
+def read_image(picture):
+    """The image of a picture of the page, RGB."""
+    jpeg = picture["image"].removeprefix("data:image/jpeg;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))))
+
+
 @pytest.mark.parametrize("num_classes", [2, 150, 255])
 def test_packed_maps_come_back(rng, num_classes):
     maps = make_maps(rng, num_classes)[0]
@@ -110,9 +116,7 @@ def test_holds_images_and_maps(tmp_path):
         document["pictures"], records, maps, strict=True
     ):
         assert found["name"] == record.name
-        jpeg = found["image"].removeprefix("data:image/jpeg;base64,")
-        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))))
-        assert image.shape == record.image.shape
+        assert read_image(found).shape == record.image.shape
 
         def unpack(text, start=nothing):
             return unpack_maps(base64.b64decode(text), start)

@@ -31,7 +31,7 @@ def pack_maps(
       start: what the first is XORed with.
     """
     before = np.concatenate([start[None], maps[:-1]])
-    return zlib.compress((maps ^ before).tobytes(), 9)
+    return zlib.compress((maps ^ before).tobytes())
 
 
 def unpack_maps(
