@@ -72,8 +72,12 @@ class Run(NamedTuple):
 
     @property
     def flags(self) -> list[str]:
-        """The setting, as flags of iterinf.main."""
-        return [f"--config.{key}={value}" for key, value in self.setting.items()]
+        """The setting, as flags of iterinf.main; what is None is so without one."""
+        return [
+            f"--config.{key}={value}"
+            for key, value in self.setting.items()
+            if value is not None
+        ]
 
 
 def expand_grid(path: pathlib.Path) -> list[Run]:
@@ -106,7 +110,10 @@ def expand_grid(path: pathlib.Path) -> list[Run]:
 
 def _make_run(config: Any, setting: dict[str, Any]) -> Run:
     """A run of a config, which is changed: it checks keys and types of the setting."""
-    setting = flatten(setting)
+    setting, defaults = flatten(setting), flatten(config.to_dict())
+    for key, value in setting.items():
+        if value is None and defaults.get(key) is not None:
+            raise UserError(f"no flag can set {key} to None; the config may")
     config.update_from_flattened_dict(setting)
     check_settings(json.loads(config.to_json()))
     resolved = flatten(config.to_dict())
@@ -162,7 +169,7 @@ def run_grid(
         workdir = root / run.name
         if is_finished(workdir):
             return
-        if launcher.stopped:
+        if launcher.is_stopped():
             unfinished.append(run.name)
             return
         _take_over_segmenter(run, runs, root)
@@ -239,7 +246,8 @@ def _launch(config: str, root: pathlib.Path, argv: list[str]) -> int:
                 _submit(command, dry_run=bool(_DRY_RUN.value))
         return 0
     create_folder(root)
-    failed, unfinished = [], []
+    failed: list[str] = []
+    unfinished: list[str] = []
     devices = _DEVICES.value or []
     jobs = len(devices) or _JOBS.value
     if jobs:

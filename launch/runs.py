@@ -68,8 +68,7 @@ class Launcher:
         self._signal: int | None = None
         self._processes: set[subprocess.Popen[bytes]] = set()
 
-    @property
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """Whether one of them has come; no run begins after that."""
         return self._signal is not None
 
@@ -97,7 +96,7 @@ class Launcher:
     ) -> Iterator[subprocess.Popen[bytes]]:
         """A process that gets all signals, also one that comes while it starts."""
         with contextlib.ExitStack() as stack:
-            output = log and stack.enter_context(log.open("ab"))
+            output = stack.enter_context(log.open("ab")) if log else None
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, env=os.environ | environment
             )
@@ -133,7 +132,7 @@ class Launcher:
         Raises:
           UserError: if it ended with an error; its sentence has been printed by then.
         """
-        if self.stopped:
+        if self.is_stopped():
             return False
         flags = [f"--config={config}", f"--workdir={workdir}", *overrides]
         with self._start([*MAIN, *flags], log, environment) as process:
@@ -147,7 +146,7 @@ class Launcher:
                     process.kill()  # in a long compiled call; it will be repeated
                     process.wait()
                 return False
-        if self.stopped:
+        if self.is_stopped():
             return False
         if status:
             raise UserError(f"{config} ended with status {status}")
