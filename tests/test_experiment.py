@@ -18,6 +18,8 @@ from iterinf.stages import Experiment
 from tests import tiny
 from tests.test_weights import make_vgg16
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = [
     "FCN8",
@@ -228,7 +230,6 @@ def test_what_shapes_no_result_may_change(workdir):
     assert read_table(workdir) == rows
 
 
-@pytest.mark.slow
 def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     config = tiny.get_config()
     config.segmenter = base.create_fc_densenet()
