@@ -44,6 +44,7 @@ from launch.grid_table import write_grid_table
 from launch.runs import (
     MAIN,
     UNFINISHED,
+    WORKDIR,
     Launcher,
     copy_segmenter,
     describe_segmenter,
@@ -55,7 +56,6 @@ SLURM = pathlib.Path(__file__).with_name("slurm.sh")
 _MOST_CHARACTERS = 200  # of the name of a workdir
 
 _CONFIG = flags.DEFINE_string("config", None, "A file of configs/ with a grid.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a run, and the table.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=0)
 _DEVICES = flags.DEFINE_list("devices", [], "GPUs: a run at once on each.")
 _SLURM = flags.DEFINE_boolean("slurm", False, "Submits the runs by sbatch.")
@@ -226,7 +226,7 @@ def make_command(
 def _run(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs
     try:
-        sys.exit(_launch(str(_CONFIG.value), pathlib.Path(_WORKDIR.value or ""), argv))
+        sys.exit(_launch(str(_CONFIG.value), pathlib.Path(WORKDIR.value or ""), argv))
     except UserError as error:
         sys.exit(f"launch.grid: {error}")
 

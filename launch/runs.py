@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
 MAIN = (sys.executable, "-m", "iterinf.main")
+WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a run, and the table.")
 _GRACE = 60  # seconds to save in, before a run is killed
 
 

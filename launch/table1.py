@@ -25,6 +25,7 @@ from iterinf.errors import UserError
 from iterinf.files import create_folder, write_atomically
 from launch.runs import (
     UNFINISHED,
+    WORKDIR,
     Launcher,
     copy_segmenter,
     describe_segmenter,
@@ -34,7 +35,6 @@ from launch.runs import (
 PAPER = pathlib.Path(__file__).with_name("table1_paper.csv")
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Files of configs/, by their stem.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a config.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
 
 
@@ -110,7 +110,7 @@ def write_combined_table(
 
 def _run(argv: list[str]) -> None:
     started = time.monotonic()
-    root, unfinished = pathlib.Path(str(_WORKDIR.value)), []
+    root, unfinished = pathlib.Path(str(WORKDIR.value)), []
     first: dict[str, pathlib.Path] = {}  # workdir by what trains a segmenter
     tables: dict[str, pathlib.Path] = {}
     try:

@@ -65,6 +65,7 @@ def make_batch(config, size):
     return Batch(jnp.zeros((1, *size, 3)), label, outputs if is_read else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_builds(name):
     config = load(name).lock()

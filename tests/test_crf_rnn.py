@@ -75,6 +75,7 @@ def test_weights_and_compatibility_are_those_of_mean_field(rng):
     assert np.mean(expected.argmax(-1) != y[0].argmax(-1)) > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn_widths", [False, True])
 def test_gradients_are_those_of_finite_differences(rng, learn_widths):
     """Of the loss through 5 iterations; of widths where they are smooth in them."""

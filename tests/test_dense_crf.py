@@ -10,6 +10,8 @@ import pytest
 import iterinf
 from iterinf.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SIZE = (12, 15)
 
 

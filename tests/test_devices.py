@@ -193,6 +193,7 @@ assert not said, said
 """
 
 
+@pytest.mark.slow
 def test_four_devices_share_the_images_of_a_dense_crf():
     """Each goes through its own, and tells the others nothing."""
     subprocess.run(

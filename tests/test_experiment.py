@@ -22,6 +22,8 @@ from tests.browser import open_page
 from tests.test_page import read_document
 from tests.test_weights import make_vgg16
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = [
     "FCN8",
@@ -265,7 +267,6 @@ def test_what_shapes_no_result_may_change(workdir):
     assert read_table(workdir) == rows
 
 
-@pytest.mark.slow
 def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     config = tiny.get_config()
     config.segmenter = base.create_fc_densenet()

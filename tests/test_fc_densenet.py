@@ -106,6 +106,7 @@ def test_one_image_is_a_batch_of_its_own(rng):
     np.testing.assert_allclose(by_image, by_batch, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_normalises_by_the_batch_and_leaves_its_statistics(rng):
     images, variables = make_images(rng, 3), load_variables()
     apply = compile_apply(statistics="running", dropout=0.0)
@@ -125,6 +126,7 @@ def test_running_statistics_not_estimated_yet_are_the_images(rng):
     np.testing.assert_array_equal(running, by_image)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient(rng):
     images = make_images(rng, 2)
     small = {"blocks": (1,), "bottleneck": 1, "dropout": 0.0}

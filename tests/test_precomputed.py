@@ -19,6 +19,8 @@ from iterinf.objectives import propose, to_unit_range
 from iterinf.stages import Experiment
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 def test_hands_on_what_it_is_given(rng):
     network = create_segmenter("precomputed", num_classes=3)

@@ -15,6 +15,8 @@ from iterinf.objectives import propose, to_unit_range
 from iterinf.stages import Experiment
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 def get_config():
     config = tiny.get_config()

@@ -91,6 +91,7 @@ def test_one_call_is_condition_and_reconstruct(rng, name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_every_option_keeps_shape_and_sum(rng, options):
     refiner = create_small(**options)
@@ -258,6 +259,7 @@ def test_tied_switches_paint_every_equal_maximum(rng):
     assert spread["first"] > 1e-2
 
 
+@pytest.mark.slow
 def test_noisy_switches_are_a_pure_function_of_an_image(rng):
     refiner = create_small(switch_noise=0.5)
     candidate = make_candidate(rng, (16, 16), batch=3)

@@ -68,6 +68,7 @@ def test_optimal_denoiser_is_the_conditional_mean():
     np.testing.assert_allclose(weights @ x, denoise(mixture, SIGMA, y), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_trained_dae_points_along_the_score(learned):
     smoothed = smooth(create_mixture(), SIGMA)
     y = sample(smoothed, jax.random.key(1), 10_000)

@@ -50,6 +50,7 @@ def init(segmenter):
     return segmenter.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_vgg16_becomes_an_fcn8(rng, tmp_path, suffix):
     arrays, segmenter = make_vgg16(rng), create_fcn8()
@@ -121,6 +122,7 @@ def write_fc_densenet(path):
     return str(path), len(arrays)
 
 
+@pytest.mark.slow
 def test_an_fc_densenet_of_lasagne_scores_as_pytorch(tmp_path):
     path, count = write_fc_densenet(tmp_path / "weights.npz")
     assert count == 2 + 6 * (2 + 1 + 3 + 1 + 2) + 2 + 6 * 3 + 2 + 6 * 2 + 2

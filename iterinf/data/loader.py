@@ -1,16 +1,22 @@
 """Endless training batches whose content depends on seed and position only."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 from iterinf.data.augment import crop_randomly, flip_randomly, jitter_color
 from iterinf.data.dataset import Record, Split, stack_records
 from iterinf.errors import UserError
 from iterinf.types import Batch
+
+# Beside an older jaxlib it warns, at once, of what profiling its processes would need.
+logging.disable(logging.WARNING)
+import grain  # noqa: E402
+
+logging.disable(logging.NOTSET)
 
 _BATCHES_AHEAD = 4
 

@@ -53,7 +53,8 @@ def convolve(
         padding = jax.lax.padtype_to_pads(
             x.shape[1:3], kernel.shape[:2], strides, padding
         )
-    return _convolve(tuple(padding), x, kernel)
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    return _convolve(padding, x, kernel)
 
 
 def _convolve_by_xla(padding: Padding, x: Array, kernel: Array) -> Array:
