@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from iterinf.data.images import encode_png, read_image, read_size
+from iterinf.data.images import read_image, read_size
 from iterinf.data.outputs import Outputs, find_file, read_outputs
 from iterinf.errors import UserError
 from iterinf.files import write_atomically, write_json
@@ -35,6 +35,7 @@ from iterinf.report.pictures import (
     encode_animation,
     encode_jpeg,
     encode_label_map,
+    encode_png,
     overlay,
     paint_changes,
     place_side_by_side,

@@ -39,12 +39,10 @@ def read_logs(workdir):
     return {path: path.read_text() for path in workdir.glob("**/metrics.jsonl")}
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+@pytest.fixture
+def workdir(finished):
     """The workdir of a finished run."""
-    folder = tmp_path_factory.mktemp("finished")
-    run(tiny.get_config(), folder, "run", "the command")
-    return folder
+    return finished
 
 
 def test_leaves_its_results(workdir):

@@ -65,6 +65,11 @@ def encode_label_map(labels: Labels, colors: Colors) -> bytes:
     return _encode(_to_palette(labels, colors), "png")
 
 
+def encode_png(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
+    """A PNG, larger than it could be, in a fraction of the time."""
+    return _encode(Image.fromarray(image), "png", compress_level=1)
+
+
 def encode_jpeg(image: Picture) -> bytes:
     """A JPEG of good quality."""
     return _encode(Image.fromarray(image), "jpeg", quality=90)
