@@ -7,6 +7,7 @@
     trajectories/NAME.gif  if asked for: the label maps at the networks' scale, before
     trajectories/NAME/     and after each iteration, also as 000.png, 001.png, ...
     classes.json           what the ids mean, as iterinf/data/folder.py reads it
+    legend.png             the colours with the names of their classes
 
 NAME is that of the picture, with the folders below the one that holds all pictures.
 """
@@ -32,6 +33,7 @@ from iterinf.pipeline import read_pipeline
 from iterinf.predictor import Picture, Prediction, Predictor
 from iterinf.processes import is_first
 from iterinf.report.pictures import (
+    draw_legend,
     encode_animation,
     encode_jpeg,
     encode_label_map,
@@ -82,12 +84,14 @@ def predict_files(
     folder = Path(output)
     _protect(names, folder)
     predictor = Predictor(read_pipeline(workdir, refiner or None), scale)
-    if predictor.needs_outputs and not probabilities:
+    if predictor.outputs and not probabilities:
         raise UserError(
             f"the segmenter of {workdir} is a network that ran elsewhere, so "
             "config.predict.probabilities must name the folder of its outputs"
         )
     write_json(folder / "classes.json", _describe_classes(predictor))
+    legend = draw_legend(predictor.classes, predictor.colors)
+    write_atomically({folder / "legend.png": encode_png(legend)})
     paths = sorted(names, key=lambda path: _find_size(path, predictor))
     failures: list[Path] = []
     with tqdm(

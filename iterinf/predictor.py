@@ -61,8 +61,8 @@ class Predictor:
     Attributes:
       classes: k names.
       colors: RGB a class, k + 1 of them; the last is void.
-      needs_outputs: whether the segmenter is a network that ran elsewhere, so that each
-        picture comes with that network's probabilities (and features).
+      outputs: channels by name of what must come with every picture where the segmenter
+        is a network that ran elsewhere; else none.
     """
 
     def __init__(self, pipeline: Pipeline, scale: float | None = None):
@@ -75,8 +75,8 @@ class Predictor:
         """
         self.classes = pipeline.legend.classes
         self.colors = pipeline.legend.colors
-        self.needs_outputs = bool(pipeline.legend.outputs)
-        self._legend = pipeline.legend
+        self.outputs = pipeline.legend.outputs
+        self._training_size = pipeline.legend.size
         self._networks = pipeline.networks
         self._scale = scale
         self._refine = jax.jit(
@@ -131,7 +131,7 @@ class Predictor:
 
     def choose_size(self, own: Size) -> Size:
         """The size at which the networks see a picture of this height and width."""
-        return choose_size(own, self._legend.size, self._scale)
+        return choose_size(own, self._training_size, self._scale)
 
     def prepare(
         self,
@@ -155,7 +155,7 @@ class Predictor:
         image = _to_rgb(image, name)
         own = (image.shape[0], image.shape[1])
         size = self.choose_size(own)
-        if outputs or self.needs_outputs:
+        if outputs or self.outputs:
             outputs = self._pick_outputs(outputs, (own, size), name)
         at_scale = {
             key: resize_channels(array, _divide(size, STRIDES[key]))
@@ -167,7 +167,7 @@ class Predictor:
         self, outputs: Mapping[str, np.ndarray], sizes: tuple[Size, Size], name: str
     ) -> dict[str, np.ndarray]:
         """What the networks read; raises UserError if it is not there or wrong."""
-        channels = self._legend.outputs or {"probabilities": len(self.classes)}
+        channels = self.outputs or {"probabilities": len(self.classes)}
         for key, number in channels.items():
             found = outputs[key].shape[-1] if key in outputs else "no"
             if found != number:

@@ -32,10 +32,6 @@ def photos(tmp_path, rng):
     return tmp_path / "photos"
 
 
-def list_files(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
 def test_four_pictures_on_the_command_line(finished, tmp_path, rng):
     """One gray, one 4000 pixels wide, one broken; no config, no lock is needed."""
     photos, out = tmp_path / "photos", tmp_path / "out"

@@ -9,6 +9,7 @@ from PIL import Image
 from iterinf.data.images import read_label
 from iterinf.report.pictures import (
     dim,
+    draw_legend,
     encode_animation,
     encode_label_map,
     overlay,
@@ -64,6 +65,12 @@ def test_panels_are_side_by_side_and_no_wider_than_asked(image, labels):
     np.testing.assert_array_equal(panels[:, -9:], COLORS[labels])
     assert (panels[:, 9:17] == 255).all()
     assert place_side_by_side(image, (labels,), COLORS, width=3).shape == (2, 14, 3)
+
+
+def test_a_legend_has_a_line_a_class():
+    legend = draw_legend(["sky", "a longer name", "road"], COLORS)
+    assert legend.shape[0] == 3 * 32
+    np.testing.assert_array_equal(legend[16::32, 16], COLORS[:3])
 
 
 def test_an_animation_has_a_frame_a_label_map(rng):

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 Labels = UInt8[np.ndarray, "h w"]
 Picture = UInt8[np.ndarray, "h w 3"]
 Colors = UInt8[np.ndarray, "colors 3"]  # RGB, one a class
 
 _GAP = 8  # white columns between panels
+_LINE = 32  # pixels of a legend's entry
 _LEAST_WIDTH = 480  # of an animation, by repeated pixels
 _MILLISECONDS = 150  # a frame
 _LAST_MILLISECONDS = 1500
@@ -58,6 +59,20 @@ def place_side_by_side(
     shown = arrays[:1] + [colors[labels] for labels in arrays[1:]]
     gap = np.full((size[1], _GAP, 3), 255, np.uint8)
     return np.concatenate([x for panel in shown for x in (gap, panel)][1:], axis=1)
+
+
+def draw_legend(classes: Sequence[str], colors: Colors) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The names of the classes beside their colours, on white."""
+    font = ImageFont.load_default(_LINE // 2)
+    width = 2 * _LINE + int(max(font.getlength(name) for name in classes))
+    image = Image.new("RGB", (width, _LINE * len(classes)), "white")
+    draw = ImageDraw.Draw(image)
+    for i, (name, color) in enumerate(zip(classes, colors.tolist(), strict=False)):
+        top = _LINE * i + _LINE // 4
+        box = (_LINE // 4, top, _LINE, top + _LINE // 2)
+        draw.rectangle(box, fill=tuple(color), outline="grey")
+        draw.text((1.5 * _LINE, top), name, fill="black", font=font)
+    return np.array(image)
 
 
 def encode_label_map(labels: Labels, colors: Colors) -> bytes:
