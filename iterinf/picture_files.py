@@ -17,9 +17,8 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -84,46 +83,62 @@ def predict_files(
     folder = Path(output)
     _protect(names, folder)
     predictor = Predictor(read_pipeline(workdir, refiner or None), scale)
+    if probabilities and not Path(probabilities).is_dir():
+        raise UserError(
+            f"config.predict.probabilities is {probabilities!r}, expected a folder"
+        )
     if predictor.outputs and not probabilities:
         raise UserError(
             f"the segmenter of {workdir} is a network that ran elsewhere, so "
             "config.predict.probabilities must name the folder of its outputs"
         )
-    write_json(folder / "classes.json", _describe_classes(predictor))
-    legend = draw_legend(predictor.classes, predictor.colors)
-    write_atomically({folder / "legend.png": encode_png(legend)})
-    paths = sorted(names, key=lambda path: _find_size(path, predictor))
-    failures: list[Path] = []
+    _write_legend(folder, predictor)
+    failures = []
     with tqdm(
         desc="predict",
-        total=len(paths),
+        total=len(names),
         unit="picture",
         disable=not show_progress or not is_first(),
         mininterval=0.5 if sys.stderr.isatty() else 30,
     ) as bar:
 
-        def read() -> Iterator[Picture]:
-            for path in paths:
-                try:
-                    outputs = _read_outputs(probabilities, names[path])
-                    image = read_image(path, upright=True)
-                    yield predictor.prepare(image, outputs, str(path))
-                except UserError as error:
-                    failures.append(path)
-                    bar.update()
-                    _complain(bar, error)
+        def complain(error: UserError) -> None:
+            failures.append(error)
+            bar.update()
+            if is_first():
+                bar.write(f"iterinf: {error}", file=sys.stderr)
 
         for prediction in predictor.predict_all(
-            read(), batch_size=batch_size, trajectory=trajectory
+            _prepare_all(predictor, names, probabilities, complain),
+            batch_size=batch_size,
+            trajectory=trajectory,
         ):
             name = names[Path(prediction.picture.name)]
             write_atomically(_draw(folder, name, prediction, predictor.colors))
             bar.update()
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(paths)} pictures could not be used, each is "
+            f"{len(failures)} of {len(names)} pictures could not be used, each is "
             "named above"
         )
+
+
+def _prepare_all(
+    predictor: Predictor,
+    names: Mapping[Path, str],
+    probabilities: str,
+    complain: Callable[[UserError], None],
+) -> Iterator[Picture]:
+    """Reads pictures, those of one size at the networks' scale after each other."""
+    for path in sorted(names, key=lambda path: _find_size(path, predictor)):
+        try:
+            outputs = _read_outputs(probabilities, names[path])
+            image = read_image(path, upright=True)
+            picture = predictor.prepare(image, outputs, str(path))
+        except UserError as error:
+            complain(error)
+        else:
+            yield picture
 
 
 def find_pictures(images: str) -> dict[Path, str]:
@@ -192,18 +207,17 @@ def _read_outputs(probabilities: str, name: str) -> Outputs:
     return read_outputs(find_file(Path(probabilities), name)) if probabilities else {}
 
 
-def _complain(bar: tqdm, error: UserError) -> None:
-    if is_first():
-        bar.write(f"iterinf: {error}", file=sys.stderr)
-
-
-def _describe_classes(predictor: Predictor) -> dict[str, Any]:
+def _write_legend(folder: Path, predictor: Predictor) -> None:
+    """Writes what the ids and colours of label maps mean."""
     colors = predictor.colors.tolist()
     classes = [
         {"name": name, "color": color}
         for name, color in zip(predictor.classes, colors, strict=False)
     ]
-    return {"classes": classes, "void_id": 255, "void_color": colors[-1]}
+    content = {"classes": classes, "void_id": 255, "void_color": colors[-1]}
+    write_json(folder / "classes.json", content)
+    legend = draw_legend(predictor.classes, predictor.colors)
+    write_atomically({folder / "legend.png": encode_png(legend)})
 
 
 def _draw(

@@ -138,6 +138,7 @@ def test_names_are_paths_below_the_folder_of_all(tmp_path, rng):
         ({"images": "{}/empty"}, "no picture is there"),
         ({"scale": 0.0}, "scale is 0.0, expected a number above 0"),
         ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
+        ({"probabilities": "no"}, "probabilities is 'no', expected a folder"),
         ({"refiner": "crf"}, "no refiner 'crf'; it has dae_ytrue, dae_y"),
     ],
 )
