@@ -366,4 +366,5 @@ def get_config() -> ConfigDict:
             "num_resamples": 2000,  # of the bootstrap
         }
     )
+    config.report = ConfigDict({"num_images": 9})  # that report.html shows; 0: none
     return config

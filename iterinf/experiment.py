@@ -8,9 +8,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from iterinf.checkpoints import has_checkpoint
-from iterinf.data import Dataset
+from iterinf.data.dataset import stack_records
 from iterinf.errors import UserError
 from iterinf.files import has_file, read_arrays, read_lines
 from iterinf.objectives import replace_numbers
@@ -18,6 +19,10 @@ from iterinf.picture_files import predict_files
 from iterinf.prediction import refine_labels, segment
 from iterinf.protocol import choose, evaluate, evaluate_segmenter
 from iterinf.provenance import describe_runs, log_run
+from iterinf.report.census import format_census
+from iterinf.report.contact_sheet import plot_contact_sheet
+from iterinf.report.figures import save_figure
+from iterinf.report.page import write_page
 from iterinf.report.results import (
     RefinerResult,
     choose_pictures,
@@ -26,6 +31,7 @@ from iterinf.report.results import (
     write_results,
 )
 from iterinf.report.table import check_class_names
+from iterinf.report.trajectories import Picture, pack_maps
 from iterinf.selection import Selection
 from iterinf.settings import list_trained
 from iterinf.stages import Experiment
@@ -40,6 +46,7 @@ MODES = (
     "report",
     "predict",
 )
+_NUM_IN_FIGURE = 3  # images of Figure 3
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> None:
@@ -64,9 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     experiment = Experiment(config, workdir)
     check_class_names(experiment.dataset.classes)
     if mode == "check_data":
-        experiment.check_data()
-        experiment.check_refiners()
-        print(_describe_dataset(experiment.dataset))
+        check_data(experiment)
         return
     experiment.check_same_data()
     if mode != "report":
@@ -96,16 +101,26 @@ def _list_refiner_stages(
     return stages["evaluate" if mode == "run" else mode]
 
 
-def _describe_dataset(dataset: Dataset) -> str:
-    sizes = [len(s) for s in (dataset.train, dataset.validation, dataset.test)]
-    return (
-        f"{dataset.name}: {sizes[0]} training, {sizes[1]} validation, {sizes[2]} test "
-        f"images, {dataset.num_classes} classes: nothing wrong"
-    )
+def check_data(experiment: Experiment) -> None:
+    """Prints what the data set holds, and draws some of it.
+
+    Writes data/contact_sheet.png.
+
+    Raises:
+      UserError: whatever would stop the experiment later.
+    """
+    census = experiment.check_data()
+    experiment.check_refiners()
+    path = experiment.workdir / "data" / "contact_sheet.png"
+    dataset = experiment.dataset
+    save_figure(plot_contact_sheet(dataset), path)
+    print(f"{dataset.name}, {dataset.num_classes} classes: nothing wrong\n")
+    print(format_census(census, dataset.classes))
+    print(f"\nImages beside their labels: {path}")
 
 
 def report(experiment: Experiment) -> None:
-    """Writes results/ from what the other stages left.
+    """Writes results/ and report.html from what the other stages left.
 
     Raises:
       UserError: if a refiner has no result yet.
@@ -116,16 +131,37 @@ def report(experiment: Experiment) -> None:
     plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
     blocks = experiment.dataset.test.blocks
     num_resamples = config.evaluation.num_resamples
+    rows = make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples)
+    notes = compare_to_controls(plain, refiners, blocks, num_resamples)
+    provenance = {"seed": config.seed, **describe_runs(workdir)}
+    provenance |= _describe_training(experiment)
+    in_figure = choose_pictures(plain, refiners[-1], _NUM_IN_FIGURE)
+    in_page = choose_pictures(plain, refiners[-1], config.report.num_images)
+    positions = tqdm(
+        dict.fromkeys(in_figure + in_page),
+        desc="images of the report",
+        disable=not config.progress,
+        delay=2,
+    )
+    pictures = {i: _predict_test(experiment, refiners, i) for i in positions}
     write_results(
         workdir / "results",
         experiment.dataset,
-        make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples),
+        rows,
         refiners,
-        choose_pictures(plain, refiners[-1]),
-        functools.partial(_predict_test, experiment, refiners[:1] + refiners[1:][-1:]),
-        compare_to_controls(plain, refiners, blocks, num_resamples),
-        {"seed": config.seed, **describe_runs(workdir)}
-        | _describe_training(experiment),
+        [pictures[i] for i in in_figure],
+        notes,
+        provenance,
+    )
+    write_page(
+        workdir / "report.html",
+        experiment.dataset,
+        rows,
+        refiners,
+        [pictures[i] for i in in_page],
+        notes,
+        provenance,
+        json.loads(config.to_json()),
     )
 
 
@@ -155,6 +191,7 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
         name=name,
         title=f"{experiment.config.segmenter.title} + {settings.title}",
         step_size=selection.step_size,
+        step_sizes=tuple(settings.selection.step_sizes),
         num_iterations=selection.num_iterations,
         parameters=selection.parameters,
         damped_step_size=damped and damped["step_size"],
@@ -164,27 +201,29 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
 
 
 def _predict_test(
-    experiment: Experiment, refiners: list[RefinerResult], indices: list[int]
-) -> dict[str, np.ndarray]:
-    """Label maps of some test images, by row title, the segmenter's first.
-
-    Of the paper's table this is what its Figure 3 shows: CRF first, DAE(y) last.
-    """
-    config, batch = experiment.config, experiment.dataset.test.stack(indices)
-    plain = segment(experiment.segmenter, experiment.segmenter_variables, batch)
-    predictions = {config.segmenter.title: np.asarray(plain)}
+    experiment: Experiment, refiners: list[RefinerResult], position: int
+) -> Picture:
+    """A test image, and its label maps by all networks, step sizes and iterations."""
+    config, record = experiment.config, experiment.dataset.test[position]
+    dtype = jnp.dtype(config.evaluation.sweep_dtype or config.dtype)
+    segmenter = experiment.segmenter.clone(dtype=dtype)
+    batch = stack_records([record])
+    plain = segment(segmenter, experiment.segmenter_variables, batch)
+    segmented = np.asarray(plain, np.uint8)[0]
+    refined = {}
     for refiner in refiners:
-        refined = refine_labels(
-            experiment.segmenter,
-            experiment.create_refiner(refiner.name),
+        grid = config.refiner[refiner.name].selection
+        maps = refine_labels(
+            segmenter,
+            experiment.create_refiner(refiner.name).clone(dtype=dtype),
             replace_numbers(experiment.train_refiner(refiner.name), refiner.parameters),
             batch,
-            step_size=jnp.asarray(refiner.step_size),
-            num_iterations=refiner.num_iterations,
-            stop=config.refiner[refiner.name].selection.stop,
+            step_sizes=jnp.asarray(refiner.step_sizes),
+            num_iterations=grid.num_iterations,
+            stop=grid.stop,
         )
-        predictions[refiner.title] = np.asarray(refined)
-    return predictions
+        refined[refiner.name] = [pack_maps(m, segmented) for m in np.asarray(maps[0])]
+    return Picture(record, segmented, refined)
 
 
 def _describe_training(experiment: Experiment) -> dict[str, str]:

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from iterinf.devices import divide, gather
-from iterinf.inference import refine
+from iterinf.inference import sweep
 from iterinf.metrics import confusion_matrix
 from iterinf.objectives import (
     Networks,
@@ -19,7 +19,7 @@ from iterinf.objectives import (
     propose,
     to_unit_range,
 )
-from iterinf.stopping import start, stopping_step
+from iterinf.stopping import Stopping, start, stopping_step
 from iterinf.types import Batch
 
 
@@ -76,29 +76,36 @@ def refine_labels(
     networks: Networks,
     batch: Batch,
     *,
-    step_size: Float[Array, ""],
+    step_sizes: Float[Array, " s"],
     num_iterations: int,
     stop: float = 0.0,
-) -> Int[Array, "b h w"]:
-    """The likeliest class of every pixel, after refinement.
+) -> UInt8[Array, "b s p h w"]:
+    """The likeliest class of every pixel after 0..t iterations, p = t + 1.
 
     Args:
       segmenter: proposes y and h.
       refiner: reconstructs.
       networks: variables of both.
       batch: images in uint8.
-      step_size: of Eq. 6.
-      num_iterations: of Eq. 6.
+      step_sizes: s of them, of Eq. 6; memory grows with b * s.
+      num_iterations: t.
       stop: tolerance of `iterinf.stopping`; 0: no image stops.
     """
     candidate = propose(segmenter, networks["segmenter"], to_unit_range(batch))
     apply = partial(refiner.apply, networks["refiner"])
     condition = apply(candidate, method=refiner.condition)
-    refinement = refine(
+
+    def observe(state: Stopping) -> UInt8[Array, "b h w"]:
+        return jnp.argmax(state.y, axis=-1).astype(jnp.uint8)
+
+    initial = start(candidate.y, stop)
+    refined = sweep(
         lambda y: apply(y, condition, method=refiner.reconstruct),
-        start(candidate.y, stop),
-        step_size=step_size,
+        initial,
+        step_sizes=step_sizes,
         num_iterations=num_iterations,
+        observe=observe,
         step=partial(stopping_step, tolerance=stop),
-    )
-    return gather(jnp.argmax(refinement.y.y, axis=-1))
+    )  # s t b h w
+    before = jnp.broadcast_to(observe(initial), (len(refined), 1, *refined.shape[2:]))
+    return gather(jnp.moveaxis(jnp.concatenate([before, refined], axis=1), 2, 0))

@@ -21,6 +21,7 @@ from iterinf.data import (
     describe_dataset,
 )
 from iterinf.data.augment import crop_randomly
+from iterinf.data.census import SplitCensus, count_records
 from iterinf.data.dataset import stack_records
 from iterinf.data.frequencies import compute_median_frequency_weights
 from iterinf.data.outputs import add_outputs, find_stride
@@ -107,16 +108,19 @@ class Experiment:
             if "training" in settings:
                 make_refiner_loss(self.segmenter, refiner, **settings.objective)
 
-    def check_data(self) -> None:
+    def check_data(self) -> dict[str, SplitCensus]:
         """Reads every record; crops must lie inside every training image.
+
+        Returns:
+          What was counted, by name of the split.
 
         Raises:
           UserError: naming all that is wrong.
         """
-        check_dataset(self.dataset, show_progress=self.config.progress)
-        sizes = {record.label.shape for record in self.dataset.train}
+        census = check_dataset(self.dataset, show_progress=self.config.progress)
         stride = find_stride(self.dataset.train[0].outputs)
-        check_crops(self._settings, sizes, stride)
+        check_crops(self._settings, set(census["train"].sizes), stride)
+        return census
 
     def check_same_data(self) -> None:
         """Compares the data to what the workdir's results were made from.
@@ -231,9 +235,8 @@ class Experiment:
     def _compute_class_weights(self) -> np.ndarray | None:
         if self.config.segmenter.class_weights == "none":
             return None
-        return compute_median_frequency_weights(
-            self.dataset.train, self.dataset.num_classes
-        )
+        census = count_records(self.dataset.train, self.dataset.num_classes)
+        return compute_median_frequency_weights(census.pixels[:, :-1])
 
     def train_refiner(self, name: str) -> Networks:
         """Trains a refiner, or reads it where that is done.

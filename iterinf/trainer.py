@@ -45,7 +45,7 @@ class Trainer:
     def initialise(self, network: nn.Module, inputs: Any) -> Params:
         """A network's parameters before training."""
         key, _ = self._split_key()
-        return replicate(jax.jit(network.init)(key, inputs)["params"])
+        return replicate(jax.jit(network.init)(key, inputs).get("params", {}))
 
     def _split_key(self) -> Key[Array, "2"]:
         """The keys of initialisation and of training steps."""

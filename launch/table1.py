@@ -11,12 +11,9 @@ table is written after each call, of what is finished by then.
 """
 
 import csv
+import functools
 import json
 import pathlib
-import runpy
-import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,75 +23,19 @@ from absl import app, flags
 
 from iterinf.errors import UserError
 from iterinf.files import create_folder, write_atomically
+from launch.runs import (
+    UNFINISHED,
+    Launcher,
+    copy_segmenter,
+    describe_segmenter,
+    read_config_file,
+)
 
 PAPER = pathlib.Path(__file__).with_name("table1_paper.csv")
-UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Files of configs/, by their stem.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a config.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
-_GRACE = 60  # seconds to save in, before a run is killed
-
-
-def run_config(
-    config: str, workdir: pathlib.Path, overrides: Sequence[str], seconds: float | None
-) -> bool:
-    """Runs or goes on with one experiment.
-
-    Args:
-      config: path of a config file.
-      workdir: of the experiment.
-      overrides: flags handed on.
-      seconds: when to stop it; None: never.
-
-    Returns:
-      Whether it is finished.
-
-    Raises:
-      UserError: if it ended with an error; its sentence has been printed by then.
-    """
-    command = [sys.executable, "-m", "iterinf.main", f"--config={config}"]
-    process = subprocess.Popen([*command, f"--workdir={workdir}", *overrides])
-    try:
-        status = process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()  # in a long compiled call; it will be repeated
-            process.wait()
-        return False
-    if status:
-        raise UserError(f"{config} ended with status {status}")
-    return True
-
-
-def read_segmenter_config(path: pathlib.Path) -> str:
-    """A config without its refiners, as JSON: equal ones train equal segmenters.
-
-    Raises:
-      UserError: if the file holds no config.
-    """
-    try:
-        settings = json.loads(runpy.run_path(str(path))["get_config"]().to_json())
-    except Exception as error:  # whatever the user's file raises
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot read a config from {path} ({reason})") from error
-    settings.pop("refiner"), settings.pop("refiners")
-    return json.dumps(settings, sort_keys=True)
-
-
-def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a finished workdir without its refiners, unless the target is there."""
-    if target.exists() or not (source / "results").exists():
-        return
-    copy = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(source / "segmenter", copy / "segmenter")
-    for name in ("config.json", "data.json", "runs.jsonl"):
-        shutil.copy(source / name, copy)
-    copy.rename(target)
 
 
 def combine_tables(
@@ -174,23 +115,26 @@ def _run(argv: list[str]) -> None:
     tables: dict[str, pathlib.Path] = {}
     try:
         create_folder(root)
-        for name in _CONFIGS.value or []:
-            left = None
-            if _MINUTES.value:
-                left = 60 * _MINUTES.value - (time.monotonic() - started)
-            path = pathlib.Path(name)
-            if path.suffix != ".py":
-                path = PAPER.parent.parent / "configs" / f"{name}.py"
-            workdir = root / path.stem
-            if path.stem in tables:
-                raise UserError(f"--configs names {path.stem} twice")
-            tables[path.stem] = workdir / "results" / "table.json"
-            if path.is_file():
-                source = first.setdefault(read_segmenter_config(path), workdir)
-                copy_segmenter(source, workdir)
-            in_time = left is None or left > 0
-            if not in_time or not run_config(str(path), workdir, argv[1:], left):
-                unfinished.append(name)
+        with Launcher() as launcher:
+            for name in _CONFIGS.value or []:
+                left = None
+                if _MINUTES.value:
+                    left = 60 * _MINUTES.value - (time.monotonic() - started)
+                path = pathlib.Path(name)
+                if path.suffix != ".py":
+                    path = PAPER.parent.parent / "configs" / f"{name}.py"
+                workdir = root / path.stem
+                if path.stem in tables:
+                    raise UserError(f"--configs names {path.stem} twice")
+                tables[path.stem] = workdir / "results" / "table.json"
+                if path.is_file():
+                    config = read_config_file(path)["get_config"]()
+                    source = first.setdefault(describe_segmenter(config), workdir)
+                    copy_segmenter(source, workdir)
+                run = functools.partial(launcher.run, str(path), workdir, argv[1:])
+                in_time = left is None or left > 0
+                if not in_time or not run(seconds=left):
+                    unfinished.append(name)
         tables = {name: table for name, table in tables.items() if table.exists()}
         write_combined_table(combine_tables(tables, PAPER), root)
     except UserError as error:

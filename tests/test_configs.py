@@ -19,9 +19,17 @@ from iterinf.segmenters import create_segmenter
 from iterinf.settings import check_settings, list_trained
 from iterinf.training import create_optimizer
 from iterinf.types import Batch
+from launch.grid import expand_grid
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+GRIDS = [
+    name
+    for name in NAMES
+    if hasattr(importlib.import_module(f"configs.{name}"), "grid")
+]
 
 
 def load(name):
@@ -118,6 +126,12 @@ def test_refiners_of_a_table_differ_in_scenario_alone(name):
     assert first.training == second.training
     changed = {k for k, v in first.objective.items() if v != second.objective[k]}
     assert changed in ({"start", "sigma"}, {"start"})
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_its_grid_expands(name):
+    runs = expand_grid(FOLDER / f"{name}.py")
+    assert len({run.name for run in runs}) > 1
 
 
 def test_a_misspelt_key_is_refused():

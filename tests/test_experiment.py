@@ -1,5 +1,6 @@
 """The stages end to end, interrupted and not, at tiny size."""
 
+import base64
 import csv
 import json
 import pathlib
@@ -16,8 +17,11 @@ from iterinf.errors import UserError
 from iterinf.experiment import run
 from iterinf.files import read_arrays
 from iterinf.pipeline import read_pipeline
+from iterinf.report.trajectories import unpack_maps
 from iterinf.stages import Experiment
 from tests import tiny
+from tests.browser import open_page
+from tests.test_page import read_document
 from tests.test_weights import make_vgg16
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -79,6 +83,39 @@ def test_leaves_its_results(workdir):
         "figure4_dae_y.png",
         "figure4_dae_ytrue.png",
     }
+
+
+def test_its_page_shows_what_was_counted(workdir):
+    """The packed label maps have as many right pixels as test.npz says."""
+    document = read_document((workdir / "report.html").read_text())
+    dataset = Experiment(tiny.get_config(), workdir).dataset
+    assert {p["name"] for p in document["pictures"]} == set(dataset.test.names)
+    plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
+    for picture in document["pictures"]:
+        index = dataset.test.names.index(picture["name"])
+        label, start = dataset.test[index].label, np.zeros((32, 48), np.uint8)
+        packed = base64.b64decode(picture["segmented"])
+        segmented = unpack_maps(packed, start)[0]
+        assert (segmented == label).sum() == np.trace(plain[index])
+        for refiner in document["curves"]:
+            texts = picture["refined"][refiner["name"]]
+            assert len(texts) == 2
+            packed = base64.b64decode(texts[refiner["chosen"]])
+            maps = unpack_maps(packed, segmented)
+            assert len(maps) == 4
+            np.testing.assert_array_equal(maps[0], segmented)
+            test = read_arrays(workdir / "refiners" / refiner["name"] / "test.npz")
+            right = (maps[refiner["num_iterations"]] == label).sum()
+            # A batch of other images may round a tie otherwise.
+            assert abs(right - np.trace(test["refined"][index])) <= 2
+
+
+def test_its_page_opens(workdir):
+    steps = [{"set": ["#refiner", "0"]}, {"set": ["#iteration", "3"]}, {"press": "5"}]
+    found = open_page(workdir / "report.html", steps)
+    assert found["problems"] == []
+    assert "after 3 iterations of FCN8 + DAE(y_true)" in found["seen"][-1]["status"]
+    assert found["seen"][-1]["pixels"] != found["seen"][-2]["pixels"]
 
 
 def test_a_finished_run_is_not_run_again(workdir):

@@ -94,6 +94,23 @@ def test_16_bit_label_maps_and_any_void_id(folder):
     np.testing.assert_array_equal(label, np.where(ids == 1000, 2, ids))
 
 
+def test_classes_may_have_ids_of_their_own(folder):
+    classes = [
+        dict(entry, id=class_id)
+        for entry, class_id in zip(LEGEND["classes"], (7, 300), strict=True)
+    ]
+    legend = {**LEGEND, "classes": classes, "void_id": 0}
+    (folder / "classes.json").write_text(json.dumps(legend))
+    ids = np.array([[0, 7, 300]], np.uint16)
+    path = folder / "train" / "labels" / "a.png"
+    Image.fromarray(ids.repeat(4, axis=0).repeat(2, axis=1)).save(path)
+    label = load_folder(str(folder)).train[0].label
+    np.testing.assert_array_equal(label, [[2, 2, 0, 0, 1, 1]] * 4)
+    write_label(folder, np.ones((4, 6)))
+    with pytest.raises(UserError, match=r"label 1, expected 7, 300 or 0 \(void\)"):
+        load_folder(str(folder)).train[0]
+
+
 def test_label_37_names_file_value_and_what_is_allowed(folder):
     write_label(folder, np.full((4, 6), 37))
     message = r"train/labels/a\.png has label 37, expected 0\.\.1 or 255 \(void\)"
@@ -161,6 +178,11 @@ def test_two_images_of_one_name(folder):
         ({"classes": LEGEND["classes"] * 128}, "must be a list of 1 to 254"),
         ({"classes": [{"name": "x"}]}, "class 0 of .* must have a name and a color"),
         ({"classes": LEGEND["classes"] * 2}, "two classes of one name"),
+        ({"classes": [LEGEND["classes"][0] | {"id": -1}]}, "id of ground in .* is -1"),
+        (
+            {"classes": [entry | {"id": 3} for entry in LEGEND["classes"]]},
+            "two classes of one id",
+        ),
         ({"void_id": 1}, r"'void_id' of .* is 1, expected .* \(0\.\.1 are\)"),
         ({"void_id": "255"}, "'void_id' of .* is '255', expected a whole number"),
         ({"void_color": [1, 2]}, r"color of void in .* is \[1, 2\], expected three"),

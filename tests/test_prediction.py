@@ -27,41 +27,48 @@ def predict_by_loop(networks, images, step_size, num_iterations):
     return initial, y
 
 
-def refine(networks, batch, step_size, num_iterations, **options):
+def refine(networks, batch, step_sizes, num_iterations, **options):
     """`refine_labels` of the test networks."""
     return refine_labels(
         Segmenter(),
         Refiner(),
         networks,
         batch,
-        step_size=jnp.asarray(step_size),
+        step_sizes=jnp.asarray(step_sizes),
         num_iterations=num_iterations,
         **options,
     )
 
 
-@pytest.mark.parametrize(("step_size", "num_iterations"), [(0.3, 5), (1.0, 1)])
-def test_equals_a_loop(step_size, num_iterations):
+def test_equals_a_loop():
     networks, batch = make_problem()
-    initial, refined = predict_by_loop(networks, batch.image, step_size, num_iterations)
-    assert (initial.argmax(axis=-1) != refined.argmax(axis=-1)).any()
-    found = segment(Segmenter(), networks["segmenter"], batch)
-    np.testing.assert_array_equal(found, initial.argmax(axis=-1))
-    found = refine(networks, batch, step_size, num_iterations)
-    np.testing.assert_array_equal(found, refined.argmax(axis=-1))
+    step_sizes, num_iterations = (0.3, 1.0), 5
+    found = refine(networks, batch, step_sizes, num_iterations)
+    assert found.shape == (5, 2, 6, 4, 5)
+    assert (found[:, :, 0] != found[:, :, -1]).any()
+    assert (found[:, 0] != found[:, 1]).any()
+    for s, step_size in enumerate(step_sizes):
+        for t in range(num_iterations + 1):
+            _, refined = predict_by_loop(networks, batch.image, step_size, t)
+            np.testing.assert_array_equal(found[:, s, t], refined.argmax(axis=-1))
 
 
 def test_no_iteration_returns_the_segmenter():
     networks, batch = make_problem()
-    initial = segment(Segmenter(), networks["segmenter"], batch)
-    np.testing.assert_array_equal(refine(networks, batch, 0.5, 0), initial)
+    initial, _ = predict_by_loop(networks, batch.image, 0.0, 0)
+    found = segment(Segmenter(), networks["segmenter"], batch)
+    np.testing.assert_array_equal(found, initial.argmax(axis=-1))
+    (maps,) = np.moveaxis(refine(networks, batch, (0.5,), 0)[:, 0], 1, 0)
+    np.testing.assert_array_equal(maps, found)
 
 
 def test_all_that_is_near_stops_after_one_step():
     networks, batch = make_problem()
-    one, many = (refine(networks, batch, 1.0, n) for n in (1, 4))
-    assert (one != many).any()
-    np.testing.assert_array_equal(refine(networks, batch, 1.0, 4, stop=9.0), one)
+    moving = refine(networks, batch, (1.0,), 4)
+    stopped = refine(networks, batch, (1.0,), 4, stop=9.0)
+    assert (moving[:, :, 1] != moving[:, :, 4]).any()
+    for t in range(1, 5):
+        np.testing.assert_array_equal(stopped[:, :, t], moving[:, :, 1])
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])

@@ -14,6 +14,7 @@ from iterinf.report.results import (
     make_rows,
     write_results,
 )
+from iterinf.report.trajectories import Picture, pack_maps
 
 NUM_CLASSES = 11
 KEYS = ("initial", "refined", "one_reconstruction", "damped_step")
@@ -33,6 +34,7 @@ def make_result(folder, name, *, end_to_end=False, damped=0.4, **counts):
         name=name,
         title=f"FCN8 + {name}",
         step_size=0.1,
+        step_sizes=(0.1, 1.0),
         num_iterations=7,
         parameters={},
         damped_step_size=damped,
@@ -164,26 +166,31 @@ def test_standing_still_beats_no_control(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gains", "expected"),
+    ("gains", "count", "expected"),
     [
-        ((3, -2, 0, 9, 1), [3, 4, 1]),  # most, median, least
-        ((0, 5), [1, 0]),
-        ((4,), [0]),
-        ((1, 1, 1), [0, 1, 2]),
+        ((3, -2, 0, 9, 1), 3, [3, 4, 1]),  # most, median, least
+        ((3, -2, 0, 9, 1), 5, [3, 0, 4, 2, 1]),
+        ((3, -2, 0, 9, 1), 0, []),
+        ((0, 5), 3, [1, 0]),
+        ((4,), 3, [0]),
+        ((1, 1, 1), 3, [0, 1, 2]),
     ],
 )
-def test_pictures_show_the_best_the_median_and_the_worst(tmp_path, gains, expected):
+def test_pictures_go_from_the_best_to_the_worst(tmp_path, gains, count, expected):
     initial = np.array([[[20, 20], [20, 20]]] * len(gains))
     change = np.array([[[1, -1], [0, 0]]])
     refined = initial + np.array(gains).reshape(-1, 1, 1) * change
     refiner = make_result(tmp_path, "A", refined=refined)
-    assert choose_pictures(initial, refiner) == expected
+    assert choose_pictures(initial, refiner, count) == expected
 
 
 def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     drawn = []
     monkeypatch.setattr(results, "save_figure", lambda _, path: drawn.append(path.name))
-    monkeypatch.setattr(results, "plot_segmentations", lambda *args: args)
+    painted = []
+    monkeypatch.setattr(
+        results, "plot_segmentations", lambda *args: painted.append(args)
+    )
     curves = []
     monkeypatch.setattr(
         results,
@@ -206,11 +213,23 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         )
     dataset = create_dataset("streets", height=32, width=48, num_test=5)
     rows = [make_row("FCN8", plain, plain, BLOCKS)]
-    asked = []
-    write_results(tmp_path, dataset, rows, refiners, [3, 0], asked.append, [], {})
+    maps = np.arange(8, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(48, 2)
+    pictures = []
+    for index in (3, 0):
+        segmented = dataset.test[index].label
+        packed = [pack_maps(maps, segmented), pack_maps(maps[::-1], segmented)]
+        refined = dict.fromkeys(("CRF", "once", "B", "A"), packed)
+        pictures.append(Picture(dataset.test[index], segmented, refined))
+    write_results(tmp_path, dataset, rows, refiners, pictures, [], {})
     figures = [f"figure4_{name}.png" for name in ("CRF", "B", "A")]
     assert drawn == [*figures, "figure3.png"]  # one iteration is no curve
-    assert asked == [[3, 0]]
+    ((images, labels, predictions, *_),) = painted
+    batch = dataset.test.stack([3, 0])
+    np.testing.assert_array_equal(images, batch.image)
+    np.testing.assert_array_equal(labels, batch.label)
+    assert list(predictions) == ["FCN8", "FCN8 + CRF", "FCN8 + A"]
+    np.testing.assert_array_equal(predictions["FCN8"], batch.label)
+    np.testing.assert_array_equal(predictions["FCN8 + A"], maps[[7, 7]])
     (validation, step_sizes, step_size, num_iterations, test), options = curves[1]
     np.testing.assert_array_equal(validation, [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]])
     assert (step_sizes, step_size, num_iterations) == ([0.1, 1.0], 0.1, 7)

@@ -12,14 +12,13 @@ import pytest
 
 from iterinf.errors import UserError
 from iterinf.experiment import run
-from launch.table1 import (
-    PAPER,
+from launch.runs import (
     UNFINISHED,
-    combine_tables,
     copy_segmenter,
-    read_segmenter_config,
-    write_combined_table,
+    describe_segmenter,
+    read_config_file,
 )
+from launch.table1 import PAPER, combine_tables, write_combined_table
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -150,12 +149,15 @@ def test_a_config_that_fails_ends_it(tmp_path):
 
 
 def test_ablations_share_the_segmenter_of_the_config_that_they_change():
-    first, *others = (
-        read_segmenter_config(ROOT / "configs" / f"{name}.py")
-        for name in ("camvid_fcn8", "ablation_transposed", "ablation_image")
+    names = ("camvid_fcn8", "ablation_transposed", "ablation_image", "released_2017")
+    first, *others, released = (
+        describe_segmenter(
+            read_config_file(ROOT / "configs" / f"{name}.py")["get_config"]()
+        )
+        for name in names
     )
     assert all(other == first for other in others)
-    assert first != read_segmenter_config(ROOT / "configs" / "released_2017.py")
+    assert first != released
     assert '"seed": 0' in first
 
 
@@ -164,7 +166,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(UserError, match="cannot read a config from .*mine.py"):
-        read_segmenter_config(path)
+        read_config_file(path)
 
 
 def test_titles_of_configs_do_not_meet_in_one_table():

@@ -1,6 +1,5 @@
 """What every data set is: three splits of images with their label maps."""
 
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,12 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from iterinf.errors import UserError
 from iterinf.types import Batch
-
-_MAX_PROBLEMS = 20  # as many as one still reads
 
 
 class Record(NamedTuple):
@@ -135,7 +131,7 @@ def stack_records(records: Sequence[Record]) -> Batch:
     if not records:
         raise UserError("there is no record to stack, expected at least one")
     for record in records:
-        _check_size(record, records[0])
+        check_size(record, records[0])
     parts: list[Any] = [(r.image, r.label, r.outputs) for r in records]
     return Batch(*jax.tree.map(lambda *arrays: np.stack(arrays), *parts))
 
@@ -166,47 +162,8 @@ def shrink_record(record: Record, scale: int) -> Record:
     )
 
 
-def check_dataset(dataset: Dataset, *, show_progress: bool = False) -> None:
-    """Reads every record of every split.
-
-    Args:
-      dataset: whose validation and test images must be of one size each, since whole
-        images make up a batch there; training images are cropped.
-      show_progress: by a bar, if it takes longer than two seconds.
-
-    Raises:
-      UserError: naming all that is wrong (the first 20 of it), if anything is.
-    """
-    problems = []
-    splits = (dataset.train, dataset.validation, dataset.test)
-    total = sum(map(len, splits))
-    with tqdm(
-        desc=f"checking {dataset.name}",
-        total=total,
-        unit="image",
-        disable=not show_progress,
-        delay=2,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    ) as bar:
-        for split in splits:
-            first = None
-            for index in range(len(split)):
-                bar.update()
-                try:
-                    record = split[index]
-                    if split is not dataset.train:
-                        first = first or record
-                        _check_size(record, first)
-                except UserError as error:
-                    problems.append(str(error))
-    if problems:
-        count = f"{len(problems)} record{'s' if len(problems) > 1 else ''}"
-        shown = "; ".join(problems[:_MAX_PROBLEMS])
-        more = "; ..." if len(problems) > _MAX_PROBLEMS else ""
-        raise UserError(f"{count} of {dataset.name} cannot be used: {shown}{more}")
-
-
-def _check_size(record: Record, first: Record) -> None:
+def check_size(record: Record, first: Record) -> None:
+    """Raises UserError if two records differ in size."""
     if record.label.shape != first.label.shape:
         raise UserError(
             f"{first.name} is {format_size(first.label)} but {record.name} is "

@@ -7,12 +7,14 @@
 
 classes.json is {"classes": [{"name": "road", "color": [128, 64, 128]}, ...],
 "void_id": 255, "void_color": [0, 0, 0]}: the id of a class is its place in the list,
-from 0; pixels of `void_id` are never counted.
+from 0, or what stands as its "id", e.g. {"name": "wall", "color": [9, 9, 9], "id": 1}
+where 0 is void; pixels of `void_id` are never counted.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,7 +23,8 @@ from iterinf.data.dataset import Dataset, Record, Split, format_size
 from iterinf.data.images import read_image, read_label
 from iterinf.errors import UserError
 
-MAX_CLASSES = 254  # ids and void are uint8
+MAX_CLASSES = 254  # places and void are uint8
+MAX_ID = 65535  # label maps have 16 bits at most
 _KEYS = {"classes", "void_id", "void_color"}
 
 
@@ -30,6 +33,7 @@ class _Legend(NamedTuple):
 
     names: tuple[str, ...]
     colors: UInt8[np.ndarray, "k+1 3"]  # the last is void
+    ids: tuple[int, ...]  # k of them
     void_id: int
 
 
@@ -78,21 +82,45 @@ def _read_legend(path: Path) -> _Legend:
         raise UserError(
             f"'classes' of {path} must be a list of 1 to {MAX_CLASSES} classes"
         )
-    names, colors = [], []
-    for index, entry in enumerate(classes):
-        if not isinstance(entry, dict) or set(entry) != {"name", "color"}:
-            raise UserError(f"class {index} of {path} must have a name and a color")
-        names.append(str(entry["name"]))
-        colors.append(_check_color(path, names[-1], entry["color"]))
-    if len(set(names)) != len(names):
-        raise UserError(f"{path} has two classes of one name, expected different ones")
-    if not isinstance(void_id, int) or not len(names) <= void_id:
+    entries = [_check_class(path, index, entry) for index, entry in enumerate(classes)]
+    names, colors, ids = zip(*entries, strict=True)
+    for what, values in (("name", names), ("id", ids)):
+        if len(set(values)) != len(values):
+            raise UserError(
+                f"{path} has two classes of one {what}, expected different ones"
+            )
+    if not _is_id(void_id) or void_id in ids:
         raise UserError(
             f"'void_id' of {path} is {void_id!r}, expected a whole number that is no "
-            f"class id (0..{len(names) - 1} are)"
+            f"class id ({_list_ids(ids)} are)"
         )
-    colors.append(_check_color(path, "void", content["void_color"]))
-    return _Legend(tuple(names), np.array(colors, np.uint8), void_id)
+    void_color = _check_color(path, "void", content["void_color"])
+    return _Legend(names, np.array([*colors, void_color], np.uint8), ids, void_id)
+
+
+def _check_class(path: Path, index: int, entry: Any) -> tuple[str, list[int], int]:
+    """Returns name, color and id of a class."""
+    if not isinstance(entry, dict) or set(entry) - {"id"} != {"name", "color"}:
+        raise UserError(f"class {index} of {path} must have a name and a color")
+    name, class_id = str(entry["name"]), entry.get("id", index)
+    if not _is_id(class_id):
+        raise UserError(
+            f"the id of {name} in {path} is {class_id!r}, expected a whole number in "
+            f"0..{MAX_ID}"
+        )
+    return name, _check_color(path, name, entry["color"]), class_id
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ID
+
+
+def _list_ids(ids: Sequence[int]) -> str:
+    """As a range, if they are one."""
+    low, high = min(ids), max(ids)
+    if high - low == len(ids) - 1:
+        return f"{low}..{high}"
+    return ", ".join(map(str, sorted(ids)))
 
 
 def _check_color(path: Path, name: str, color: object) -> list[int]:
@@ -159,13 +187,12 @@ def _read_record(image_path: Path, label_path: Path, legend: _Legend) -> Record:
             f"{image_path} is {format_size(image)} but {label_path} is "
             f"{format_size(ids)}, expected one size"
         )
-    num_classes = len(legend.names)
-    void = ids == legend.void_id
-    unknown = ids[~void & ((ids < 0) | (ids >= num_classes))]
+    unknown = ids[~np.isin(ids, (*legend.ids, legend.void_id))]
     if unknown.size:
         raise UserError(
-            f"{label_path} has label {unknown[0]}, expected 0..{num_classes - 1} or "
+            f"{label_path} has label {unknown[0]}, expected {_list_ids(legend.ids)} or "
             f"{legend.void_id} (void)"
         )
-    label = np.where(void, num_classes, ids).astype(np.uint8)
-    return Record(image, label, image_path.stem)
+    places = np.zeros(MAX_ID + 1, np.uint8)
+    places[[*legend.ids, legend.void_id]] = np.arange(len(legend.ids) + 1)
+    return Record(image, places[ids], image_path.stem)

@@ -1,13 +1,11 @@
-"""How often classes occur, and the loss weights made from that."""
+"""Loss weights made from how often classes occur."""
 
 import numpy as np
-from jaxtyping import Float
-
-from iterinf.data.dataset import Split
+from jaxtyping import Float, Int
 
 
 def compute_median_frequency_weights(
-    split: Split, num_classes: int
+    pixels: Int[np.ndarray, "n k"],
 ) -> Float[np.ndarray, " k"]:
     """Weights that make rare classes count as much as the median one.
 
@@ -15,22 +13,17 @@ def compute_median_frequency_weights(
     w_k = median(f) / f_k
 
     Args:
-      split: the training split; read whole.
-      num_classes: k; labels from k on are void.
+      pixels: of each training image, by class; void is none.
 
     Returns:
       A weight a class; 0 for one that no image shows.
 
     Source: Eigen & Fergus 2015, section 6.2; Badrinarayanan et al. 2017, section 4.2.
     """
-    pixels = np.zeros(num_classes)
-    labelled = np.zeros(num_classes)
-    for record in split:
-        counts = np.bincount(record.label.ravel(), minlength=num_classes)[:num_classes]
-        pixels += counts
-        labelled += (counts > 0) * counts.sum()
-    present = pixels > 0
-    frequencies = pixels[present] / labelled[present]
-    weights = np.zeros(num_classes)
+    labelled = ((pixels > 0) * pixels.sum(axis=1, keepdims=True)).sum(axis=0)
+    total = pixels.sum(axis=0)
+    present = total > 0
+    frequencies = total[present] / labelled[present]
+    weights = np.zeros(pixels.shape[1])
     weights[present] = np.median(frequencies) / frequencies
     return weights

@@ -14,11 +14,12 @@ from jaxtyping import Float, Int, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from iterinf.files import write_atomically
+from iterinf.report.legend import count_columns, list_classes, make_patches
 from iterinf.report.pictures import dim
 
 UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
@@ -210,15 +211,17 @@ def plot_segmentations(
             axes[index, -1].set_xlabel(_describe_changes(changes), fontsize=8)
         for axis, panel in zip(axes[index], panels, strict=True):
             _show_panel(axis, panel, boxes)
-    handles = _make_patches([*classes, "void"], colors)
+    handles = list_classes(
+        [*labels, *np.concatenate(list(predictions.values()))], classes, colors
+    )
     if len(names) > 1:
-        handles += _make_patches(
+        handles += make_patches(
             ["mended", "spoiled"], np.array([_MENDED_COLOR, _SPOILED_COLOR])
         )
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 2 + 2 * len(titles) // 2),
+        ncols=min(count_columns(handles, size[0]), 2 + len(titles)),
         fontsize=9,
     )
     return figure
@@ -370,13 +373,3 @@ def _show_panel(
                 path_effects=outline,
             )
         )
-
-
-def _make_patches(
-    names: Sequence[str], colors: Integer[np.ndarray, "n 3"]
-) -> list[Patch]:
-    """Legend entries with a thin edge, so that white ones show."""
-    return [
-        Patch(facecolor=color / 255, edgecolor="0.3", label=name)
-        for name, color in zip(names, colors, strict=True)
-    ]

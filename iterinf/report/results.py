@@ -2,11 +2,11 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from iterinf.data.dataset import Dataset
 from iterinf.evaluation import (
@@ -19,8 +19,8 @@ from iterinf.evaluation import (
 from iterinf.files import read_arrays
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
 from iterinf.report.table import format_console_table, format_gain, write_table
+from iterinf.report.trajectories import Picture, unpack_maps
 
-_NUM_PICTURES = 3
 # Key in test.npz -> what its row is called after the refiner's title.
 _SUFFIXES = {
     "initial": ", its own segmenter",
@@ -40,6 +40,7 @@ class RefinerResult(NamedTuple):
     name: str
     title: str  # as in the table, e.g. FCN8 + DAE(y)
     step_size: float
+    step_sizes: tuple[float, ...]  # that it is chosen from
     num_iterations: int
     parameters: dict[str, float]  # chosen on validation, by name
     damped_step_size: float | None  # None: there are no controls
@@ -133,8 +134,7 @@ def write_results(
     dataset: Dataset,
     rows: Sequence[Row],
     refiners: Sequence[RefinerResult],
-    shown: list[int],
-    predict: Callable[[list[int]], dict[str, Int[np.ndarray, "n h w"]]],
+    pictures: Sequence[Picture],
     notes: Sequence[str],
     provenance: dict[str, Any],
 ) -> None:
@@ -142,21 +142,19 @@ def write_results(
 
     Args:
       directory: where they go; figures under figures/.
-      dataset: classes, colours, and the test images of Figure 3.
+      dataset: its classes and their colours.
       rows: of the table.
       refiners: what the stages left.
-      shown: positions in the test split of the images of Figure 3.
-      predict: positions in the test split -> label maps by title, segmenter first.
+      pictures: of Figure 3.
       notes: sentences under the table.
       provenance: printed under them.
     """
     write_table(rows, dataset.classes, directory, notes, provenance)
     _plot_curves(refiners, directory / "figures")
-    batch = dataset.test.stack(shown)
     figure = plot_segmentations(
-        np.asarray(batch.image),
-        np.asarray(batch.label),
-        predict(shown),
+        np.stack([picture.record.image for picture in pictures]),
+        np.stack([picture.record.label for picture in pictures]),
+        _list_predictions(rows[0].model, refiners, pictures),
         dataset.classes,
         dataset.colors,
     )
@@ -166,18 +164,38 @@ def write_results(
     print(f"Table and figures: {directory}")
 
 
+def _list_predictions(
+    title: str, refiners: Sequence[RefinerResult], pictures: Sequence[Picture]
+) -> dict[str, UInt8[np.ndarray, "n h w"]]:
+    """Label maps by title, the segmenter's first.
+
+    Of the paper's table this is what its Figure 3 shows: CRF first, DAE(y) last.
+    """
+    predictions = {title: np.stack([picture.segmented for picture in pictures])}
+    for refiner in (refiners[0], refiners[-1]):
+        maps = [choose_map(picture, refiner) for picture in pictures]
+        predictions[refiner.title] = np.stack(maps)
+    return predictions
+
+
+def choose_map(picture: Picture, refiner: RefinerResult) -> UInt8[np.ndarray, "h w"]:
+    """The label map after the chosen iterations with the chosen step size."""
+    packed = picture.refined[refiner.name][refiner.step_sizes.index(refiner.step_size)]
+    return unpack_maps(packed, picture.segmented)[refiner.num_iterations]
+
+
 def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> None:
     """Draws Figure 4 of every refiner that iterates, in a DAE's those without controls.
 
     The paper's Figure 4 sets the CRF beside the DAE in this way.
     """
-    iterating = [refiner for refiner in refiners if _read_curves(refiner)[2].size > 2]
+    iterating = [refiner for refiner in refiners if read_curves(refiner)[2].size > 2]
     for refiner in iterating:
-        step_sizes, validation, test = _read_curves(refiner)
+        step_sizes, validation, test = read_curves(refiner)
         others = {}
         for other in iterating:
             if other.damped_step_size is None and refiner.damped_step_size is not None:
-                sizes, curves, test_curve = _read_curves(other)
+                sizes, curves, test_curve = read_curves(other)
                 others[other.title] = (curves[sizes.index(other.step_size)], test_curve)
         figure = plot_iterations(
             validation,
@@ -191,7 +209,7 @@ def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> 
         save_figure(figure, directory / f"figure4_{refiner.name}.png")
 
 
-def _read_curves(
+def read_curves(
     refiner: RefinerResult,
 ) -> tuple[list[float], Float[np.ndarray, "s p"], Float[np.ndarray, " q"]]:
     """Step sizes, and mean IoU after 0..t iterations, on validation and on test."""
@@ -208,14 +226,15 @@ def _read_curves(
 
 
 def choose_pictures(
-    plain: Int[np.ndarray, "n k k"], refiner: RefinerResult
+    plain: Int[np.ndarray, "n k k"], refiner: RefinerResult, num_pictures: int
 ) -> list[int]:
-    """The test images that gained most, gained the median, and lost most.
+    """Test images from the one that gained most to the one that lost most.
 
-    By the number of correct pixels, so that Figure 3 shows failures too.
+    By the number of correct pixels, in equal steps of rank, so that failures show too:
+    three are the best, the median and the worst.
     """
     refined = read_arrays(refiner.folder / "test.npz")["refined"]
     gained = np.einsum("nkk->n", refined - plain)
     order = np.argsort(-gained, kind="stable")  # most gained first
-    positions = np.linspace(0, len(order) - 1, min(_NUM_PICTURES, len(order)))
+    positions = np.linspace(0, len(order) - 1, min(num_pictures, len(order)))
     return [int(order[int(position)]) for position in positions]

@@ -104,7 +104,7 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
     ious = [["IoU", *(str(number) for number in range(1, len(rows) + 1))]]
     for index, name in enumerate(classes):
         ious.append([name, *(_format_number(row.class_iou[index]) for row in rows)])
-    return f"{_align(models, left=2)}\n\n{_align(ious, left=1)}"
+    return f"{align(models, left=2)}\n\n{align(ious, left=1)}"
 
 
 def _make_record(row: Row, classes: Sequence[str]) -> dict[str, object]:
@@ -205,7 +205,7 @@ def _format_step_size(step_size: float | None) -> str:
     return "" if step_size is None else f"{step_size:g}"
 
 
-def _align(lines: Sequence[Sequence[str]], *, left: int) -> str:
+def align(lines: Sequence[Sequence[str]], *, left: int) -> str:
     """Pads cells to columns, the first `left` of them to the left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(

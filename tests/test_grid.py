@@ -1,0 +1,310 @@
+"""Many runs of a config: what a grid may say, which runs begin, and their table."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from iterinf.errors import UserError
+from launch import runs as launch_runs
+from launch.grid import SLURM, Run, expand_grid, make_command, run_grid
+from launch.grid_table import summarise, write_grid_table
+from launch.runs import UNFINISHED
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIGMA = "refiner.dae_y.objective.sigma"
+
+
+def write_config(folder, *lines):
+    path = folder / "mine.py"
+    body = "".join(f"    {line}\n" for line in lines)
+    head = "from tests import tiny\n\n\ndef get_config():\n"
+    path.write_text(f"{head}    return tiny.get_config()\n\n\ndef grid(add):\n{body}")
+    return path
+
+
+def test_a_grid_expands_in_its_order(tmp_path):
+    path = write_config(
+        tmp_path,
+        "for sigma in (1, 0.25):",
+        "    for seed in range(2):",
+        f"        add(seed=seed, **{{'{SIGMA}': sigma}})",
+        "add(refiners=['dae_y', 'dense_crf'])",
+        "add(refiner={'dae_y': {'title': 'a/b'}})",
+        "add()",
+    )
+    runs = expand_grid(path)
+    assert [run.name for run in runs] == [
+        f"seed=0,{SIGMA}=1.0",
+        f"seed=1,{SIGMA}=1.0",
+        f"seed=0,{SIGMA}=0.25",
+        f"seed=1,{SIGMA}=0.25",
+        "refiners=dae_y+dense_crf",
+        "refiner.dae_y.title=a_b",
+        "unchanged",
+    ]
+    assert runs[2].setting == {"seed": 0, SIGMA: 0.25}
+    assert runs[2].flags == ["--config.seed=0", f"--config.{SIGMA}=0.25"]
+    assert runs[4].setting == {"refiners": ("dae_y", "dense_crf")}
+    segmenters = [run.segmenter for run in runs]
+    assert {i for i in range(7) if segmenters[i] != segmenters[0]} == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("add(sede=1)", '"sede" does not exist.*"seed"'),
+        ("add(**{'refiner.dea_y.title': 'x'})", '"refiner.dea_y" was not found'),
+        ("add(seed='one')", "seed.*one"),
+        ("add(**{'segmenter': 1})", "segmenter"),
+        ("add(seed=-1)", "config.seed is -1, expected 0 or more"),
+        ("add(seed=1), add(seed=1)", "two runs seed=1"),
+        ("pass", "is empty"),
+        ("1 / 0", "division by zero"),
+    ],
+)
+def test_what_cannot_be_is_named(tmp_path, line, words):
+    path = write_config(tmp_path, line)
+    with pytest.raises(UserError, match=f"the grid of .*mine.py.*{words}"):
+        expand_grid(path)
+
+
+def test_a_config_without_a_grid():
+    with pytest.raises(UserError, match=r"tiny.py defines no grid\(add\)"):
+        expand_grid(ROOT / "tests" / "tiny.py")
+
+
+STUB = """
+import os, pathlib, signal, sys, time
+flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in sys.argv[1:])
+workdir = pathlib.Path(flags["workdir"])
+workdir.mkdir(parents=True, exist_ok=True)
+with (workdir.parent / "began").open("a") as file:
+    file.write(workdir.name + "\\n")
+if "fail" in workdir.name:
+    sys.exit("stub: it fails")
+if "wait" in workdir.name:
+    def end(*_):
+        (workdir / "told").touch()
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, end)
+    (workdir / "ready").touch()
+    time.sleep(60)
+(workdir / "device").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+(workdir / "results").mkdir()
+(workdir / "results" / "table.json").touch()
+"""
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """Runs that take no time."""
+    path = tmp_path / "stub.py"
+    path.write_text(STUB)
+    monkeypatch.setattr(launch_runs, "MAIN", (sys.executable, str(path)))
+
+
+def make_runs(*names):
+    return [Run(name, {}, name) for name in names]
+
+
+def read_began(folder):
+    return (folder / "began").read_text().split()
+
+
+@pytest.mark.usefixtures("stub")
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_others_run_where_one_fails_and_finished_ones_are_skipped(
+    tmp_path, capfd, jobs
+):
+    runs = make_runs("a", "fail", "b")
+    failed, unfinished = run_grid("x.py", runs, tmp_path, [], jobs=jobs)
+    assert (failed, unfinished) == (["fail"], [])
+    assert sorted(read_began(tmp_path)) == ["a", "b", "fail"]
+    message = "launch.grid: fail: x.py ended with status 1"
+    assert message in capfd.readouterr().err
+    run_grid("x.py", runs, tmp_path, [], jobs=jobs)
+    assert sorted(read_began(tmp_path)) == ["a", "b", "fail", "fail"]
+    if jobs > 1:
+        log = tmp_path / "fail" / "log.txt"
+        assert log.read_text() == "stub: it fails\n" * 2
+
+
+@pytest.mark.usefixtures("stub")
+def test_runs_at_once_share_out_the_devices(tmp_path):
+    names = [f"run{i}" for i in range(5)]
+    runs, devices = make_runs(*names), ["3", "5"]
+    assert run_grid("x.py", runs, tmp_path, [], jobs=2, devices=devices) == ([], [])
+    used = [(tmp_path / name / "device").read_text() for name in names]
+    assert sorted(set(used)) == devices
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_signal_is_handed_on_and_nothing_begins_after_it(tmp_path):
+    waiting = ["wait0", "wait1"]
+
+    def terminate():
+        deadline = time.monotonic() + 30
+        while not all((tmp_path / name / "ready").exists() for name in waiting):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    runs = make_runs(*waiting, "c")
+    failed, unfinished = run_grid("x.py", runs, tmp_path, [], jobs=2)
+    thread.join()
+    assert (failed, sorted(unfinished)) == ([], ["c", *waiting])
+    assert sorted(read_began(tmp_path)) == waiting
+    assert all((tmp_path / name / "told").exists() for name in waiting)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_finished_run_gives_its_segmenter(tmp_path):
+    done = tmp_path / "done"
+    (done / "results").mkdir(parents=True)
+    (done / "segmenter").mkdir()
+    for name in ("results/table.json", "config.json", "data.json", "runs.jsonl"):
+        (done / name).touch()
+    (done / "segmenter" / "summary.json").write_text("kept")
+    runs = [Run("done", {}, "one"), Run("same", {}, "one"), Run("other", {}, "two")]
+    run_grid("x.py", runs, tmp_path, [], jobs=1)
+    assert read_began(tmp_path) == ["same", "other"]
+    assert (tmp_path / "same" / "segmenter" / "summary.json").read_text() == "kept"
+    assert not (tmp_path / "other" / "segmenter").exists()
+
+
+def test_commands_under_slurm(tmp_path):
+    run = Run("seed=1", {"seed": 1}, "")
+    command = make_command("x.py", run, tmp_path, ["--mode=sweep"], sbatch=["--gpus=1"])
+    assert command == [
+        *("sbatch", "--job-name=seed=1", "--gpus=1", str(SLURM)),
+        *("--config=x.py", f"--workdir={tmp_path}/seed=1"),
+        *("--mode=sweep", "--config.seed=1"),
+    ]
+
+
+def make_table(plain, gain, *models):
+    rows = [{"model": "FCN8", "mean_iou": plain, "gain": 0.0}]
+    rows += [{"model": m, "mean_iou": plain + gain, "gain": gain} for m in models]
+    return {"rows": rows, "provenance": {"commit": "abc", "command": "python"}}
+
+
+def test_the_spread_is_over_seeds_at_each_other_setting():
+    tables = [
+        ({"seed": 0, SIGMA: 0.1}, make_table(40.0, 1.0, "DAE")),
+        ({"seed": 0, SIGMA: 0.2}, make_table(40.0, 5.0, "DAE")),
+        ({"seed": 1, SIGMA: 0.1}, make_table(42.0, 2.0, "DAE", "CRF")),
+        ({SIGMA: 0.1, "seed": 2}, make_table(44.0, 6.0, "DAE")),
+        ({"dataset.options.seed": 9}, make_table(50.0, 0.0)),
+    ]
+    rows = {(row[SIGMA], row["model"]): row for row in summarise(tables)}
+    assert list(rows) == [
+        *((0.1, "FCN8"), (0.1, "DAE"), (0.1, "CRF")),
+        *((0.2, "FCN8"), (0.2, "DAE"), (None, "FCN8")),
+    ]
+    assert rows[0.1, "FCN8"] == {
+        **{SIGMA: 0.1, "model": "FCN8", "num_runs": 3},
+        **{"mean_iou": 42.0, "mean_iou_std": 2.0},
+        **{"mean_iou_min": 40.0, "mean_iou_max": 44.0},
+        **{"gain": 0.0, "gain_std": 0.0, "gain_min": 0.0, "gain_max": 0.0},
+    }
+    gains = [rows[0.1, "DAE"][f"gain{end}"] for end in ("", "_std", "_min", "_max")]
+    assert gains == pytest.approx([3.0, 7**0.5, 1.0, 6.0])
+    assert rows[0.1, "CRF"]["num_runs"] == 1
+    assert rows[0.1, "CRF"]["gain_std"] is None
+    assert rows[0.2, "DAE"]["mean_iou"] == 45.0
+
+
+def test_the_table_is_written_of_what_is_finished(tmp_path, capsys):
+    runs = [(tmp_path / f"seed={seed}", {"seed": seed}) for seed in range(3)]
+    write_grid_table(runs, tmp_path)
+    assert not (tmp_path / "table.md").exists()
+    assert "no run is finished yet" in capsys.readouterr().out
+    for (workdir, _), gain in zip(runs[:2], (1.0, 2.0), strict=True):
+        (workdir / "results").mkdir(parents=True)
+        table = json.dumps(make_table(40.0, gain, "FCN8 + DAE(y|h)"))
+        (workdir / "results" / "table.json").write_text(table)
+    write_grid_table(runs, tmp_path)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[3] == (
+        "| FCN8 + DAE(y\\|h) | 2 | 41.5 | 0.7 | 41.0 to 42.0 "
+        "| +1.5 | 0.7 | +1.0 to +2.0 |"
+    )
+    assert "Not finished: seed=2." in lines
+    document = json.loads((tmp_path / "table.json").read_text())
+    assert document["unfinished"] == ["seed=2"]
+    assert document["runs"]["seed=1"] == {"commit": "abc", "command": "python"}
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["gain_std"]) == document["rows"][1]["gain_std"]
+
+
+def launch(workdir, config, *arguments):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "launch.grid"),
+            *(f"--config={config}", f"--workdir={workdir}", *map(str, arguments)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_values_of_all_kinds_reach_the_run_after_one_that_fails(tmp_path):
+    setting = {
+        "seed": 3,
+        SIGMA: 1e-5,
+        "progress": False,
+        "dtype": "bfloat16",
+        "refiners": ("dae_y",),
+        "refiner.dae_y.title": "a 'b'",
+        "refiner.dae_y.training.crop_size": None,
+        "segmenter.training.crop_size": (16, 16),
+        "refiner.dae_y.selection.step_sizes": (0.1, 1.0),
+        "evaluation.sweep_batch_size": 3,
+        "evaluation.sweep_dtype": None,
+    }
+    wrong = "add(**{'dataset.name': 'camvids'})"
+    path = write_config(tmp_path, wrong, f"add(**{setting})")
+    flags = ["--", "--mode=check_data", "--config.loader.num_threads=2"]
+    done = launch(tmp_path / "runs", path, *flags)
+    assert done.returncode == 1 != UNFINISHED
+    assert "iterinf: unknown data set 'camvids'" in done.stderr
+    assert "failed: dataset.name=camvids; call again to go on" in done.stdout
+    _, run = expand_grid(path)
+    assert run.setting == setting
+    assert len(run.name) == 200
+    config = json.loads((tmp_path / "runs" / run.name / "config.json").read_text())
+    assert config["loader"] == {"num_threads": 2}
+    for key, value in setting.items():
+        found = config
+        for part in key.split("."):
+            found = found[part]
+        assert found == (list(value) if isinstance(value, tuple) else value), key
+
+
+def test_what_is_to_run_is_printed_or_refused(tmp_path):
+    path = write_config(tmp_path, "add(seed=1), add(seed=2)")
+    done = launch(tmp_path / "runs", path, "--slurm", "--dry_run")
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["sbatch", "--job-name=seed=1"],
+        ["sbatch", "--job-name=seed=2"],
+    ]
+    assert not (tmp_path / "runs").exists()
+    done = launch(tmp_path / "runs", path, "--", "--config.seed=3")
+    assert done.returncode == 1
+    assert done.stderr.startswith("launch.grid: --config.seed=3 would change what")
