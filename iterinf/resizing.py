@@ -23,8 +23,8 @@ def resize_channels(
 ) -> Float[np.ndarray, "h w c"]:
     """Resizes channel by channel.
 
-    What shrinks becomes the mean over the area of each new pixel (by a whole factor:
-    what the data sets' `scale` makes of an image), what grows is interpolated linearly.
+    What grows is interpolated linearly. What shrinks is averaged: over squares by the
+    whole part of the factor, as the data sets' `scale` does, then linearly by the rest.
 
     Args:
       array: any values, in any floating-point type.
@@ -42,10 +42,8 @@ def resize_channels(
 
 
 def _resize(image: Image.Image, size: Size) -> Image.Image:
-    height, width = size
-    smaller = (min(width, image.width), min(height, image.height))
-    box, linear = Image.Resampling.BOX, Image.Resampling.BILINEAR
-    return image.resize(smaller, box, reducing_gap=1.0).resize((width, height), linear)
+    linear = Image.Resampling.BILINEAR
+    return image.resize((size[1], size[0]), linear, reducing_gap=1.0)
 
 
 def interpolate(

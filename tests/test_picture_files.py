@@ -36,8 +36,8 @@ def test_four_pictures_on_the_command_line(finished, tmp_path, rng):
     """One gray, one 4000 pixels wide, one broken; no config, no lock is needed."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     save(photos / "a.png", 70, 96, rng)
-    gray = Image.open(save(photos / "gray.png", 150, 100, rng)).convert("L")
-    gray.save(photos / "gray.png")
+    gray = read_image(save(photos / "gray.png", 150, 100, rng))[..., 0]
+    Image.fromarray(gray).save(photos / "gray.png")
     wide = save(photos / "wide.jpg", 400, 4000, rng)
     (photos / "broken.jpg").write_bytes(wide.read_bytes()[:3000])
     with lock_folder(finished):
@@ -57,12 +57,12 @@ def test_four_pictures_on_the_command_line(finished, tmp_path, rng):
     assert lines[1] == (
         "iterinf: 1 of 4 pictures could not be used, each is named above"
     )
-    sizes = {"a": (96, 70), "gray": (100, 150), "wide": (4000, 400)}
+    sizes = {"a": (70, 96), "gray": (150, 100), "wide": (400, 4000)}
     for kind, ending in (("labels", "png"), ("overlays", "jpg"), ("changes", "png")):
-        found = {path.stem: Image.open(path).size for path in (out / kind).iterdir()}
+        found = {path.stem: read_size(path) for path in (out / kind).iterdir()}
         assert found == sizes
         assert all(path.suffix == f".{ending}" for path in (out / kind).iterdir())
-    assert Image.open(out / "before_after" / "wide.png").size == (3016, 100)
+    assert read_size(out / "before_after" / "wide.png") == (100, 3016)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 

@@ -135,9 +135,9 @@ def test_pictures_are_predicted_with_their_outputs(workdirs, tmp_path):
         experiment.create_refiner("dae_y"),
         experiment.train_refiner("dae_y"),
         experiment.dataset.test.stack([0]),
-        step_size=jnp.asarray(pipeline.selection.step_size),
+        step_sizes=jnp.array([pipeline.selection.step_size]),
         num_iterations=pipeline.selection.num_iterations,
-    )
+    )[:, 0, -1]
     np.testing.assert_array_equal(found.labels, expected[0])
     with pytest.raises(UserError, match="the image has pool2 of no channels, expected"):
         predictor.predict(record.image, probabilities=y)

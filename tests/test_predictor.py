@@ -62,9 +62,9 @@ def test_labels_are_those_of_the_table(finished, images, scale):
         pipeline.refiner,
         pipeline.networks,
         batch,
-        step_size=jnp.asarray(pipeline.selection.step_size),
+        step_sizes=jnp.array([pipeline.selection.step_size]),
         num_iterations=pipeline.selection.num_iterations,
-    )
+    )[:, 0, -1]
     plain = segment(pipeline.segmenter, pipeline.networks["segmenter"], batch)
     found = iterinf.load(finished, "dae_y", scale).predict(images[0])
     np.testing.assert_array_equal(found.labels, expected[0])
