@@ -330,6 +330,18 @@ def get_config() -> ConfigDict:
         }
     )
 
+    config.predict = ConfigDict(  # what --mode=predict reads, all else from the workdir
+        {
+            "images": "",  # a picture, a folder of them, or a pattern: "photos/*.jpg"
+            "output": "",  # a folder
+            "scale": placeholder(float),  # of sides; None: to the training images' area
+            "refiner": "",  # a key of `refiner` below; "": the last of `refiners`
+            "batch_size": 4,  # the most pictures at a time
+            "trajectory": False,  # also every iteration
+            "probabilities": "",  # a folder: another network's, to be refined
+        }
+    )
+
     config.dataset = ConfigDict({"name": "streets", "options": create_streets()})
 
     config.segmenter = create_fcn8()

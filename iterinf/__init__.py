@@ -1,5 +1,9 @@
 """Image segmentation by iterative inference (Romero et al. 2017), in JAX and Flax."""
 
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
 from iterinf.crf import dense_crf
 from iterinf.inference import refine, refine_step, sweep
 from iterinf.metrics import confusion_matrix, mean_iou
@@ -7,6 +11,9 @@ from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.types import Batch, Candidate, Refinement
+
+if TYPE_CHECKING:
+    from iterinf.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -18,6 +25,7 @@ __all__ = [
     "create_refiner",
     "create_segmenter",
     "dense_crf",
+    "load",
     "max_pool_with_switches",
     "max_unpool",
     "mean_iou",
@@ -25,3 +33,28 @@ __all__ = [
     "refine_step",
     "sweep",
 ]
+
+
+def load(
+    workdir: str | os.PathLike[str],
+    refiner: str | None = None,
+    scale: float | None = None,
+) -> "Predictor":
+    """Reads the networks of a finished workdir, without its data.
+
+    Args:
+      workdir: of an experiment whose choices are made (`--mode=sweep` or later).
+      refiner: a key of its config's `refiner`; None: the last row of its table.
+      scale: pixels of the networks for one of a picture, along both sides; None: so
+        that every picture gets the area of the training images.
+
+    Returns:
+      An object with `predict(image)`, see `iterinf.predictor.Predictor`.
+
+    Raises:
+      UserError: if the workdir holds no such refiner, or no choice for it yet.
+    """
+    from iterinf.pipeline import read_pipeline  # Orbax takes its time
+    from iterinf.predictor import Predictor
+
+    return Predictor(read_pipeline(pathlib.Path(workdir), refiner), scale)

@@ -15,6 +15,7 @@ from iterinf.data.dataset import stack_records
 from iterinf.errors import UserError
 from iterinf.files import has_file, read_arrays, read_lines
 from iterinf.objectives import replace_numbers
+from iterinf.picture_files import predict_files
 from iterinf.prediction import refine_labels, segment
 from iterinf.protocol import choose, evaluate, evaluate_segmenter
 from iterinf.provenance import describe_runs, log_run
@@ -43,6 +44,7 @@ MODES = (
     "sweep",
     "evaluate",
     "report",
+    "predict",
 )
 _NUM_IN_FIGURE = 3  # images of Figure 3
 
@@ -54,7 +56,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
       config: as of configs/base.py.
       workdir: where results go, and where an interrupted run goes on.
       mode: one of MODES. A stage runs those before it if their results are missing,
-        but for `report`, which draws on what is there.
+        but for `report`, which draws on what is there, and `predict`, which takes all
+        but config.predict from a finished workdir.
       command: what the user typed, for the report.
 
     Raises:
@@ -62,6 +65,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     """
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    if mode == "predict":
+        predict_files(workdir, **config.predict, show_progress=config.progress)
+        return
     experiment = Experiment(config, workdir)
     check_class_names(experiment.dataset.classes)
     if mode == "check_data":

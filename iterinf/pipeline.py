@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from iterinf.checkpoints import Checkpoints, has_checkpoint
@@ -206,8 +206,8 @@ def _restore(folder: pathlib.Path, settings: ConfigDict, params: Any) -> Any:
 def _describe_images(legend: Legend) -> Batch:
     """Shapes of a batch of one image."""
 
-    def describe(*shape: int) -> Float[Array, "..."]:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[return-value]
+    def describe(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     height, width = legend.size
     outputs = {
@@ -219,6 +219,11 @@ def _describe_images(legend: Legend) -> Batch:
 
 def _read_legend(path: pathlib.Path) -> Legend:
     content = _read_json(path)
+    if not {"colors", "size", "outputs"} <= content.keys():
+        raise UserError(
+            f"{path} is of an earlier version, without the colors of classes and the "
+            "size of images; run --mode=report once"
+        )
     return Legend(
         tuple(content["classes"]),
         np.array(content["colors"], np.uint8),
@@ -230,8 +235,10 @@ def _read_legend(path: pathlib.Path) -> Legend:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except OSError as error:
         raise UserError(f"there is no {path}; run --mode=evaluate first") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def _freeze(value: Any) -> Any:

@@ -23,6 +23,7 @@ _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "trace_steps",
     "loader",
     "processes",
+    "predict",
     "evaluation.num_resamples",
     "report",
     "dataset.options.path",

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from iterinf.data.camvid import CLASSES
 from iterinf.errors import UserError
 from iterinf.experiment import run
 from iterinf.files import read_arrays
+from iterinf.pipeline import read_pipeline
 from iterinf.report.trajectories import unpack_maps
 from iterinf.stages import Experiment
 from tests import tiny
@@ -45,12 +47,10 @@ def read_logs(workdir):
     return {path: path.read_text() for path in workdir.glob("**/metrics.jsonl")}
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+@pytest.fixture
+def workdir(finished):
     """The workdir of a finished run."""
-    folder = tmp_path_factory.mktemp("finished")
-    run(tiny.get_config(), folder, "run", "the command")
-    return folder
+    return finished
 
 
 def test_leaves_its_results(workdir):
@@ -291,6 +291,10 @@ def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     assert "fine-tuning 1 epochs" in document["provenance"]["FC-DenseNet103"]
     experiment = Experiment(config, tmp_path)
     assert set(experiment.segmenter_variables) == {"params", "statistics"}
+    networks = read_pipeline(tmp_path).networks
+    jax.tree.map(
+        np.testing.assert_array_equal, networks, experiment.train_refiner("dae_y")
+    )
     summary = json.loads((tmp_path / "segmenter" / "summary.json").read_text())
     path = tmp_path / "refiners" / "dae_y" / "selection.json"
     initial = json.loads(path.read_text())["initial_mean_iou"]
@@ -346,6 +350,9 @@ def test_end_to_end_a_copy_of_the_segmenter_is_trained(workdir, tmp_path):
         )
     )
     assert np.abs(plain - own).max() > 1e-3
+    networks = read_pipeline(tmp_path / "run", "joint").networks
+    kernel = networks["segmenter"]["params"]["conv1_1"]["kernel"]
+    np.testing.assert_array_equal(kernel, own)
     # All images stop in the first step: nothing changes after it.
     curve = read_arrays(tmp_path / "run" / "refiners" / "joint" / "curve.npz")
     assert np.ptp(curve["mean_iou"], axis=1).max() == 0

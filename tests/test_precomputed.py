@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+import iterinf
 from configs import base
 from iterinf import create_segmenter
 from iterinf.data import create_dataset
@@ -16,6 +18,9 @@ from iterinf.errors import UserError
 from iterinf.experiment import run
 from iterinf.files import read_arrays
 from iterinf.objectives import propose, to_unit_range
+from iterinf.picture_files import predict_files
+from iterinf.pipeline import read_pipeline
+from iterinf.prediction import refine_labels
 from iterinf.stages import Experiment
 from tests import tiny
 
@@ -115,6 +120,50 @@ def test_crops_hold_whole_cells_of_the_features(workdirs, tmp_path):
     config.refiner.dae_y.training.crop_size = (32, 30)
     with pytest.raises(UserError, match=r"dae_y.training.crop_size .* multiples of 4"):
         run(config, tmp_path, "run", "test")
+
+
+def test_pictures_are_predicted_with_their_outputs(workdirs, tmp_path):
+    """As those that the experiment read; without them, the sentence says what to do."""
+    _, alone, config = workdirs
+    experiment = Experiment(config, alone)
+    record = experiment.dataset.test[0]
+    predictor = iterinf.load(alone)
+    found = predictor.predict(record.image, **record.outputs)
+    y = record.outputs["probabilities"]
+    np.testing.assert_allclose(found.initial_y, y, atol=1e-5)
+    pipeline = read_pipeline(alone)
+    expected = refine_labels(
+        experiment.segmenter,
+        experiment.create_refiner("dae_y"),
+        experiment.train_refiner("dae_y"),
+        experiment.dataset.test.stack([0]),
+        step_sizes=jnp.array([pipeline.selection.step_size]),
+        num_iterations=pipeline.selection.num_iterations,
+    )[:, 0, -1]
+    np.testing.assert_array_equal(found.labels, expected[0])
+    with pytest.raises(UserError, match="the image has pool2 of no channels, expected"):
+        predictor.predict(record.image, probabilities=y)
+    Image.fromarray(record.image).save(tmp_path / "one.png")
+    options = {"images": str(tmp_path), "output": str(tmp_path / "out")}
+    with pytest.raises(UserError, match="predict.probabilities must name the folder"):
+        predict_files(alone, **options)
+
+
+def test_features_at_the_size_of_the_picture(workdirs, rng):
+    """A picture of twice the size, with outputs of twice the size."""
+    predictor = iterinf.load(workdirs[1])
+    y = rng.dirichlet(np.ones(11), (8, 12)).astype(np.float32)
+    pool2 = rng.normal(size=(8, 12, predictor.outputs["pool2"])).astype(np.float32)
+    image = np.zeros((64, 96, 3), np.uint8)
+    large, small = (
+        predictor.predict(
+            image,
+            probabilities=y.repeat(4 * factor, 0).repeat(4 * factor, 1),
+            pool2=pool2.repeat(factor, 0).repeat(factor, 1),
+        )
+        for factor in (2, 1)
+    )
+    np.testing.assert_allclose(large.y, small.y, atol=1e-5)
 
 
 def test_other_outputs_are_other_data(workdirs, rng):

@@ -1,21 +1,25 @@
 """Reading and writing the image files of the data sets."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from iterinf.errors import UserError
 
+_ORIENTATION = 0x0112  # key of EXIF; from 5 on height and width are exchanged
 
-def _read_pixels(path: Path) -> Image.Image:
-    """Opens and decodes an image file, or names it in a UserError."""
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Opens an image file; what its decoder says against it becomes a UserError."""
     try:
         with Image.open(path) as image:
-            image.load()
-            return image
+            yield image
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     # Pillow tells of a broken PNG by a SyntaxError.
@@ -25,13 +29,35 @@ def _read_pixels(path: Path) -> Image.Image:
         ) from error
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def _read_pixels(path: Path, *, upright: bool = False) -> Image.Image:
+    """Decodes an image file."""
+    with _open(path) as image:
+        image.load()
+        return ImageOps.exif_transpose(image) if upright else image
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Reads the height and width of an image, upright as its camera was held.
+
+    Raises:
+      UserError: if the file is none.
+    """
+    with _open(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        return image.size if turned else image.size[::-1]
+
+
+def read_image(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file as RGB; a gray one gets three equal channels.
+
+    Args:
+      path: of the file.
+      upright: whether to turn it as the camera was held (EXIF).
 
     Raises:
       UserError: if the file cannot be decoded or has more than 8 bits a channel.
     """
-    image = _read_pixels(path)
+    image = _read_pixels(path, upright=upright)
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{path} has more than 8 bits a channel, expected 8")
     return np.array(image.convert("RGB"))

@@ -48,11 +48,13 @@ def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
     channels: dict[str, int] = {}
 
     def wrap(split: Split, name: str) -> Split:
-        paths = [_find_file(folder / name, stem) for stem in split.names]
+        paths = [find_file(folder / name, stem) for stem in split.names]
 
         def read(index: int) -> Record:
             record = split[index]
-            outputs = _read_outputs(paths[index], record, dataset.num_classes)
+            outputs = read_outputs(paths[index])
+            size = record.label.shape
+            check_outputs(str(paths[index]), outputs, size, dataset.num_classes)
             found = {key: array.shape[2] for key, array in outputs.items()}
             if found != (channels or found):
                 raise UserError(f"{paths[index]} has {found}, others have {channels}")
@@ -68,15 +70,24 @@ def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
     )
 
 
-def _find_file(folder: Path, name: str) -> Path:
+def find_file(folder: Path, name: str) -> Path:
+    """The file of an image's outputs.
+
+    Raises:
+      UserError: if there is none.
+    """
     for path in (folder / f"{name}.npz", folder / f"{name}.npy"):
         if path.is_file():
             return path
     raise UserError(f"{folder / name}.npz (or .npy) does not exist")
 
 
-def _read_outputs(path: Path, record: Record, num_classes: int) -> Outputs:
-    """Reads a file and checks names, sizes and values."""
+def read_outputs(path: Path) -> Outputs:
+    """Reads a file, and checks the names of its arrays.
+
+    Raises:
+      UserError: if it is damaged, or its arrays are others than above.
+    """
     try:
         if path.suffix == ".npz":
             outputs = read_arrays(path)
@@ -92,24 +103,41 @@ def _read_outputs(path: Path, record: Record, num_classes: int) -> Outputs:
             f"{path} has the arrays {', '.join(sorted(outputs)) or 'none'}; expected "
             f"probabilities, and if features then of {', '.join(list(STRIDES)[1:])}"
         )
+    return outputs
+
+
+def check_outputs(
+    source: str, outputs: Outputs, size: tuple[int, ...], num_classes: int
+) -> None:
+    """Checks shapes and values.
+
+    Args:
+      source: what errors call the outputs: the path of their file.
+      outputs: by name, a key of STRIDES.
+      size: height and width of the image.
+      num_classes: k.
+
+    Raises:
+      UserError: naming the array and what was expected.
+    """
     for name, array in outputs.items():
-        size = tuple(length // STRIDES[name] for length in record.label.shape)
+        cells = tuple(length // STRIDES[name] for length in size)
         depth = (num_classes,) if name == "probabilities" else array.shape[-1:]
-        if array.shape != size + depth:
+        if array.shape != cells + depth:
             raise UserError(
-                f"{name} of {path} is of shape {array.shape}, expected {size + depth}"
+                f"{name} of {source} is of shape {array.shape}, expected "
+                f"{cells + depth}"
             )
         if array.dtype not in (np.float16, np.float32):
             raise UserError(
-                f"{name} of {path} is {array.dtype}, expected float16 or float32"
+                f"{name} of {source} is {array.dtype}, expected float16 or float32"
             )
         if not np.isfinite(array).all():
-            raise UserError(f"{name} of {path} has values that are not finite")
+            raise UserError(f"{name} of {source} has values that are not finite")
     y = outputs["probabilities"]
     sums = y.sum(axis=-1, dtype=np.float32)
     if not (y.min() >= 0 and np.abs(sums - 1).max() <= _TOLERANCE):
         raise UserError(
-            f"the probabilities of {path} do not sum to one over the classes, or some "
-            "are below 0: expected the softmax of the scores"
+            f"the probabilities of {source} do not sum to one over the classes, or "
+            "some are below 0: expected the softmax of the scores"
         )
-    return outputs

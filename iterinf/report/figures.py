@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from iterinf.files import write_atomically
 from iterinf.report.legend import count_columns, list_classes, make_patches
+from iterinf.report.pictures import dim
 
 UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
 # Green and red also differ in lightness, for those who do not tell them apart.
@@ -340,8 +341,7 @@ def _paint_changes(
     image: UInt8[np.ndarray, "h w 3"], changes: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Mended pixels green, spoiled ones red, the rest of the image in dim grey."""
-    grey = (0.5 * image.mean(axis=-1, keepdims=True)).astype(np.uint8)
-    painted = np.repeat(grey, 3, axis=-1)
+    painted = dim(image)
     painted[changes == MENDED] = _MENDED_COLOR
     painted[changes == SPOILED] = _SPOILED_COLOR
     return painted

@@ -1,0 +1,119 @@
+"""Predictions as pictures, encoded as files."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+Labels = UInt8[np.ndarray, "h w"]
+Picture = UInt8[np.ndarray, "h w 3"]
+Colors = UInt8[np.ndarray, "colors 3"]  # RGB, one a class
+
+_GAP = 8  # white columns between panels
+_LINE = 32  # pixels of a legend's entry
+_LEAST_WIDTH = 480  # of an animation, by repeated pixels
+_MILLISECONDS = 150  # a frame
+_LAST_MILLISECONDS = 1500
+
+
+def dim(image: Picture) -> Picture:
+    """The image in grey, at half its brightness."""
+    grey = (image.sum(axis=-1, dtype=np.uint16) // 6).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def overlay(image: Picture, labels: Labels, colors: Colors) -> Picture:
+    """The mean of the image and the colours of its classes."""
+    return image // 2 + colors[labels] // 2
+
+
+def paint_changes(
+    image: Picture, before: Labels, after: Labels, colors: Colors
+) -> Picture:
+    """Pixels whose class changed, in the colour of the new one; the rest dim grey."""
+    return np.where((before != after)[..., None], colors[after], dim(image))
+
+
+def place_side_by_side(
+    image: Picture, label_maps: Sequence[Labels], colors: Colors, *, width: int
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The image and then label maps in their colours, on white.
+
+    Args:
+      image: the first panel.
+      label_maps: the others, of the image's size.
+      colors: of the classes.
+      width: the most pixels that a panel has.
+    """
+    full = Image.fromarray(image)
+    size = full.size
+    if full.width > width:
+        size = (width, max(1, round(full.height * width / full.width)))
+    panels = [full.resize(size, Image.Resampling.BOX)] + [
+        Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
+        for labels in label_maps
+    ]
+    arrays = [np.asarray(panel) for panel in panels]
+    shown = arrays[:1] + [colors[labels] for labels in arrays[1:]]
+    gap = np.full((size[1], _GAP, 3), 255, np.uint8)
+    return np.concatenate([x for panel in shown for x in (gap, panel)][1:], axis=1)
+
+
+def draw_legend(classes: Sequence[str], colors: Colors) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The names of the classes beside their colours, on white."""
+    font = ImageFont.load_default(_LINE // 2)
+    width = 2 * _LINE + int(max(font.getlength(name) for name in classes))
+    image = Image.new("RGB", (width, _LINE * len(classes)), "white")
+    draw = ImageDraw.Draw(image)
+    for i, (name, color) in enumerate(zip(classes, colors.tolist(), strict=False)):
+        top = _LINE * i + _LINE // 4
+        box = (_LINE // 4, top, _LINE, top + _LINE // 2)
+        draw.rectangle(box, fill=tuple(color), outline="grey")
+        draw.text((1.5 * _LINE, top), name, fill="black", font=font)
+    return np.array(image)
+
+
+def encode_label_map(labels: Labels, colors: Colors) -> bytes:
+    """A PNG of class ids that shows in the classes' colours."""
+    return _encode(_to_palette(labels, colors), "png")
+
+
+def encode_png(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
+    """A PNG, larger than it could be, in a fraction of the time."""
+    return _encode(Image.fromarray(image), "png", compress_level=1)
+
+
+def encode_jpeg(image: Picture) -> bytes:
+    """A JPEG of good quality."""
+    return _encode(Image.fromarray(image), "jpeg", quality=90)
+
+
+def encode_animation(label_maps: UInt8[np.ndarray, "t _ _"], colors: Colors) -> bytes:
+    """A GIF that repeats for ever and rests at its last label map."""
+    factor = -(-_LEAST_WIDTH // label_maps.shape[2])
+    frames = [
+        _to_palette(labels.repeat(factor, axis=0).repeat(factor, axis=1), colors)
+        for labels in label_maps
+    ]
+    return _encode(
+        frames[0],
+        "gif",
+        save_all=True,
+        append_images=frames[1:],
+        duration=[_MILLISECONDS] * (len(frames) - 1) + [_LAST_MILLISECONDS],
+        loop=0,
+    )
+
+
+def _to_palette(labels: UInt8[np.ndarray, "_ _"], colors: Colors) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(labels)).convert("P")
+    image.putpalette(colors.tobytes())
+    return image
+
+
+def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
