@@ -86,7 +86,7 @@ def create_fcn8() -> ConfigDict:
                 "input_mean": (0.0, 0.0, 0.0),
                 "input_std": (1.0, 1.0, 1.0),
             },
-            "init_from": "",  # a file of foreign weights (iterinf/weights.py)
+            "init_from": "",  # a file of weights to start from (iterinf/weights.py)
             "class_weights": "none",  # or "median_frequency"
             "training": create_training(
                 num_epochs=750, patience=100, monitor="validation/mean_iou"
@@ -329,6 +329,9 @@ def get_config() -> ConfigDict:
             "index": 0,
         }
     )
+
+    # What --mode=export reads; all else is the workdir's. "": every refiner.
+    config.export = ConfigDict({"refiner": ""})
 
     config.dataset = ConfigDict({"name": "streets", "options": create_streets()})
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from iterinf.checkpoints import has_checkpoint
 from iterinf.data import Dataset
 from iterinf.errors import UserError
+from iterinf.export import export_workdir
 from iterinf.files import has_file, read_arrays, read_lines
 from iterinf.objectives import replace_numbers
 from iterinf.prediction import refine_labels, segment
@@ -37,6 +38,7 @@ MODES = (
     "sweep",
     "evaluate",
     "report",
+    "export",
 )
 
 
@@ -47,7 +49,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
       config: as of configs/base.py.
       workdir: where results go, and where an interrupted run goes on.
       mode: one of MODES. A stage runs those before it if their results are missing,
-        but for `report`, which draws on what is there.
+        but for `report`, which draws on what is there, and `export`, which takes all
+        but config.export from a finished workdir.
       command: what the user typed, for the report.
 
     Raises:
@@ -55,6 +58,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     """
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    if mode == "export":
+        export_workdir(workdir, **config.export)
+        return
     experiment = Experiment(config, workdir)
     check_class_names(experiment.dataset.classes)
     if mode == "check_data":

@@ -3,6 +3,7 @@
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 --config.key=value changes a key of the config; configs/base.py lists them all.
+--mode=export needs no --config: the workdir holds it.
 """
 
 import contextlib
@@ -27,11 +28,15 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Holds the whole experiment; an interrupted one goes on from it."
 )
 _MODE = flags.DEFINE_enum("mode", "run", MODES, "All stages, or up to one of them.")
+_BASE = pathlib.Path(__file__).parent.parent / "configs" / "base.py"  # knows all keys
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config file; errors are one line."""
+    words = [word.lstrip("-") for arg in argv for word in arg.split("=", 1)]
+    if "config" not in words and "mode export" in " ".join(words):
+        argv = [argv[0], f"--config={_BASE}", *argv[1:]]
     try:
         sys.path.append(str(pathlib.Path(__file__).parent.parent))  # holds configs/
         with contextlib.redirect_stderr(io.StringIO()):  # a traceback of config_flags

@@ -23,6 +23,7 @@ _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "trace_steps",
     "loader",
     "processes",
+    "export",
     "evaluation.num_resamples",
     "dataset.options.path",
     "dataset.options.source",

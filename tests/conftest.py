@@ -1,6 +1,8 @@
 """What every test runs under: one CPU, strict shapes, a seeded generator."""
 
+import fcntl
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -24,6 +26,25 @@ def pytest_sessionstart() -> None:
     # Tests compile more than they compute: this halves the time that they take.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of a finished run of tests/tiny.py; not to be changed.
+
+    The processes of a test run share one: the first to ask for it makes it.
+    """
+    from iterinf.experiment import run  # noqa: PLC0415
+    from tests import tiny  # noqa: PLC0415
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with (root / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "finished" / "results").exists():
+            run(tiny.get_config(), root / "finished", "run", "the command")
+    return root / "finished"
 
 
 @pytest.fixture

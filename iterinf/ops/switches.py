@@ -90,4 +90,5 @@ def max_unpool(
     if (height // 2, width // 2) != x.shape[1:3]:
         raise ValueError(f"{x.shape[1:3]} windows of 2x2 do not tile shape {shape}")
     unpooled = _unpool_even(x, switches)
-    return jnp.pad(unpooled, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    rows, columns = height - unpooled.shape[1], width - unpooled.shape[2]
+    return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))

@@ -51,4 +51,5 @@ def max_unpool_ties(
     unpooled = join_corners(
         [jnp.where(ties & jnp.uint8(1 << i), x, zero) for i in range(4)]
     )
-    return jnp.pad(unpooled, ((0, 0), (0, shape[0] % 2), (0, shape[1] % 2), (0, 0)))
+    rows, columns = shape[0] - unpooled.shape[1], shape[1] - unpooled.shape[2]
+    return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))

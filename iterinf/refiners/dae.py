@@ -136,7 +136,9 @@ class DAE(nn.Module):
           UserError: if the segmenter gives no such features.
         """
         contributions = {}
-        keep = self.drop(jnp.ones((len(candidate.y), 1, 1, 1)), deterministic=not train)
+        keep = self.drop(
+            jnp.ones((candidate.y.shape[0], 1, 1, 1)), deterministic=not train
+        )
         for name in self.features:
             if name not in candidate.features:
                 given = ", ".join(candidate.features)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -35,7 +36,8 @@ _UPSAMPLING_INITS = {
 def _crop(x: Array, offset: int, shape: tuple[int, int]) -> Array:
     """Takes `shape` from `offset` on; repeats the border where x ends too early."""
     missing = [
-        max(0, offset + n - have) for n, have in zip(shape, x.shape[1:3], strict=True)
+        jax.core.max_dim(0, offset + n - have)
+        for n, have in zip(shape, x.shape[1:3], strict=True)
     ]
     x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     return x[:, offset : offset + shape[0], offset : offset + shape[1]]
