@@ -3,7 +3,7 @@
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -216,7 +216,7 @@ def _restore(folder: pathlib.Path, settings: ConfigDict, params: Any) -> Any:
         return checkpoints.restore_best({"params": params})["params"]
 
 
-def describe_images(legend: Legend, shape: tuple[Any, Any, Any] | None = None) -> Batch:
+def describe_images(legend: Legend, shape: Sequence[Any] | None = None) -> Batch:
     """Shapes of a batch.
 
     Args:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from iterinf.types import Size
+
 
 @jax.custom_vjp
 def _pool_even(x):
@@ -68,7 +70,7 @@ def max_pool_with_switches(
 def max_unpool(
     x: Float[Array, "b h w c"],
     switches: UInt8[Array, "b h w c"],
-    shape: tuple[int, int],
+    shape: Size,
 ) -> Float[Array, "b _ _ c"]:
     """Puts each value back where its maximum stood, zeros elsewhere.
 

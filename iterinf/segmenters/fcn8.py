@@ -12,6 +12,7 @@ from iterinf.errors import UserError
 from iterinf.ops.patches import convolve_patches
 from iterinf.ops.switches import max_pool_with_switches
 from iterinf.ops.upsampling import convolve_transposed
+from iterinf.types import Size
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
@@ -33,7 +34,7 @@ _UPSAMPLING_INITS = {
 }
 
 
-def _crop(x: Array, offset: int, shape: tuple[int, int]) -> Array:
+def _crop(x: Array, offset: int, shape: Size) -> Array:
     """Takes `shape` from `offset` on; repeats the border where x ends too early."""
     missing = [
         jax.core.max_dim(0, offset + n - have)
