@@ -129,7 +129,7 @@ def test_the_card_says_what_the_table_does(exported):
     assert card.startswith("# FCN8 + DAE(y)\n")
     assert "| 3 | road | 128, 64, 128 |" in card
     choice = read_pipeline(exported, "dae_y").selection
-    assert f"step size {choice.step_size:g} and {choice.num_iterations} iter" in card
+    assert f"step size {choice.step_size:g}, {choice.num_iterations} iter" in card
     for part in (
         "- command: `the command`",
         "- seed: `0`",

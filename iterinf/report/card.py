@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
@@ -113,24 +114,14 @@ def format_card(
     pipeline: Pipeline, config: ConfigDict, results: Results, files: Files
 ) -> str:
     """Writes the card as Markdown; its Python runs where it lies, with JAX alone."""
-    selection, title = pipeline.selection, pipeline.titles[1]
-    network = title.removeprefix(f"{pipeline.titles[0]} + ")
-    chosen = "".join(f", {k} {v:g}" for k, v in selection.parameters.items())
-    stops = f" An image stops once it moves less than {pipeline.stop:g}."
     sections = [
-        f"# {title}",
-        f"Says which of {len(pipeline.legend.classes)} classes every pixel of an image "
-        f"shows. {pipeline.titles[0]} proposes probabilities y; {network}, as r, then "
-        "improves them by iterative inference,",
-        "    y  <-  clip(y + step_size * (r(y) - y), 0, 1)",
-        f"with step size {selection.step_size:g} and {selection.num_iterations} "
-        f"iterations{chosen}, as chosen on validation images."
-        f"{stops if pipeline.stop else ''}",
+        f"# {pipeline.titles[1]}",
+        *_describe(pipeline),
         "## Files",
         _format_files(files),
         "## Use",
-        "With `pip install jax flatbuffers` (the JAX these files were written with, or "
-        "a newer one within six months); on CPU, CUDA or TPU:",
+        f'With `pip install "jax>={jax.__version__}" flatbuffers` (versions of the six '
+        "months after it run these programs), on CPU, CUDA or TPU:",
         f"```python\n{_READER}\n```",
         *_format_calls(pipeline.legend, files),
         "## Classes",
@@ -155,6 +146,23 @@ def format_card(
     return "\n\n".join(sections) + "\n"
 
 
+def _describe(pipeline: Pipeline) -> list[str]:
+    """What the networks do, and how validation has it done."""
+    selection, (plain, title) = pipeline.selection, pipeline.titles
+    chosen = [f"step size {selection.step_size:g}"]
+    chosen += [f"{name} {value:g}" for name, value in selection.parameters.items()]
+    chosen += [f"{selection.num_iterations} iterations"]
+    stops = f" An image stops once |r(y) - y| is {pipeline.stop:g} on average."
+    return [
+        f"Says which of {len(pipeline.legend.classes)} classes every pixel of an image "
+        f"shows. {plain} proposes probabilities y; {title.removeprefix(f'{plain} + ')}, "
+        "as r, then improves them by iterative inference,",
+        "    y  <-  clip(y + step_size * (r(y) - y), 0, 1)",
+        f"with {', '.join(chosen)}, as chosen on validation images."
+        f"{stops if pipeline.stop else ''}",
+    ]
+
+
 def _format_files(files: Files) -> str:
     segmenter, refiner = files.num_parameters.values()
     described = {
@@ -164,7 +172,7 @@ def _format_files(files: Files) -> str:
         f"{refiner:,} of the refiner; config, commit and choice as metadata",
     }
     rows = [
-        f"| `{name}` | {described[name]} | {files.sizes[name] / 1e6:.1f} MB |"
+        f"| `{name}` | {described[name]} | {files.sizes[name] / 1e3:,.0f} kB |"
         for name in described
         if name in files.sizes
     ]
