@@ -86,7 +86,7 @@ def create_fcn8() -> ConfigDict:
                 "input_mean": (0.0, 0.0, 0.0),
                 "input_std": (1.0, 1.0, 1.0),
             },
-            "init_from": "",  # a file of foreign weights (iterinf/weights.py)
+            "init_from": "",  # a file of weights to start from (iterinf/weights.py)
             "class_weights": "none",  # or "median_frequency"
             "training": create_training(
                 num_epochs=750, patience=100, monitor="validation/mean_iou"
@@ -330,7 +330,8 @@ def get_config() -> ConfigDict:
         }
     )
 
-    config.predict = ConfigDict(  # what --mode=predict reads, all else from the workdir
+    # What --mode=predict and --mode=export read; all else is the workdir's.
+    config.predict = ConfigDict(
         {
             "images": "",  # a picture, a folder of them, or a pattern: "photos/*.jpg"
             "output": "",  # a folder
@@ -341,6 +342,7 @@ def get_config() -> ConfigDict:
             "probabilities": "",  # a folder: another network's, to be refined
         }
     )
+    config.export = ConfigDict({"refiner": ""})  # "": every one
 
     config.dataset = ConfigDict({"name": "streets", "options": create_streets()})
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from iterinf.checkpoints import has_checkpoint
 from iterinf.data.dataset import stack_records
 from iterinf.errors import UserError
+from iterinf.export import export_workdir
 from iterinf.files import has_file, read_arrays, read_lines
 from iterinf.objectives import replace_numbers
 from iterinf.picture_files import predict_files
@@ -45,6 +46,7 @@ MODES = (
     "evaluate",
     "report",
     "predict",
+    "export",
 )
 _NUM_IN_FIGURE = 3  # images of Figure 3
 
@@ -56,8 +58,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
       config: as of configs/base.py.
       workdir: where results go, and where an interrupted run goes on.
       mode: one of MODES. A stage runs those before it if their results are missing,
-        but for `report`, which draws on what is there, and `predict`, which takes all
-        but config.predict from a finished workdir.
+        but for `report`, which draws on what is there, and `predict` and `export`,
+        which take all but the config's part of their name from a finished workdir.
       command: what the user typed, for the report.
 
     Raises:
@@ -67,6 +69,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
         raise UserError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
     if mode == "predict":
         predict_files(workdir, **config.predict, show_progress=config.progress)
+        return
+    if mode == "export":
+        export_workdir(workdir, **config.export)
         return
     experiment = Experiment(config, workdir)
     check_class_names(experiment.dataset.classes)

@@ -3,7 +3,7 @@
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 --config.key=value changes a key of the config; configs/base.py lists them all.
---mode=predict needs no --config: the workdir holds it.
+--mode=predict and --mode=export need no --config: the workdir holds it.
 """
 
 import contextlib
@@ -35,7 +35,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config file; errors are one line."""
     words = [word.lstrip("-") for arg in argv for word in arg.split("=", 1)]
-    if "config" not in words and "mode predict" in " ".join(words):
+    reads_it = any(f"mode {mode}" in " ".join(words) for mode in ("predict", "export"))
+    if "config" not in words and reads_it:
         argv = [argv[0], f"--config={_BASE}", *argv[1:]]
     try:
         sys.path.append(str(pathlib.Path(__file__).parent.parent))  # holds configs/

@@ -3,7 +3,7 @@
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -79,8 +79,20 @@ class Pipeline(NamedTuple):
         return refinement._replace(y=refinement.y.y)
 
 
-def build_segmenter(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The segmenter of a config, without parameters."""
+def build_segmenter(
+    config: ConfigDict, num_classes: int, workdir: pathlib.Path
+) -> nn.Module:
+    """The segmenter of a config, without parameters.
+
+    Args:
+      config: as of configs/base.py.
+      num_classes: K.
+      workdir: says how images are normalised, once training has begun from weights of
+        another network; until then their file is read for that.
+
+    Raises:
+      UserError: an unknown name or option, or if that file cannot be read.
+    """
     segmenter = create_segmenter(
         config.segmenter.name,
         num_classes=num_classes,
@@ -88,7 +100,8 @@ def build_segmenter(config: ConfigDict, num_classes: int) -> nn.Module:
         **config.segmenter.model,
     )
     if "training" in config.segmenter and config.segmenter.init_from:
-        return match_input(segmenter)
+        path = config.segmenter.init_from
+        return match_input(segmenter, path, workdir / "segmenter")
     return segmenter
 
 
@@ -134,7 +147,7 @@ def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline
     legend = _read_legend(workdir / "data.json")
     content = _read_json(workdir / "refiners" / name / "selection.json")
     selection = Selection(**content["refined"])
-    segmenter = build_segmenter(config, len(legend.classes))
+    segmenter = build_segmenter(config, len(legend.classes), workdir)
     network = build_refiner(config, name, segmenter, len(legend.classes))
     frozen = {"segmenter": _restore_segmenter(workdir, config, segmenter, legend)}
     params = _restore_refiner(workdir, config, name, network, segmenter, frozen, legend)
@@ -157,7 +170,7 @@ def _restore_segmenter(
     variables: Variables = {}
     if "training" in config.segmenter:
         shapes = jax.eval_shape(
-            segmenter.init, jax.random.key(0), _describe_images(legend).image
+            segmenter.init, jax.random.key(0), describe_images(legend).image
         )
         folder = workdir / "segmenter"
         variables["params"] = _restore(folder, config.segmenter, shapes["params"])
@@ -180,7 +193,7 @@ def _restore_refiner(
     candidate = jax.eval_shape(
         functools.partial(propose, segmenter),
         frozen["segmenter"],
-        _describe_images(legend),
+        describe_images(legend),
     )
     if "training" not in settings:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), candidate)
@@ -203,18 +216,24 @@ def _restore(folder: pathlib.Path, settings: ConfigDict, params: Any) -> Any:
         return checkpoints.restore_best({"params": params})["params"]
 
 
-def _describe_images(legend: Legend) -> Batch:
-    """Shapes of a batch of one image."""
+def describe_images(legend: Legend, shape: Sequence[Any] | None = None) -> Batch:
+    """Shapes of a batch.
 
-    def describe(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    Args:
+      legend: of the data.
+      shape: b h w, integers or symbolic; None: one image of the legend's size.
+    """
+    batch_size, height, width = shape or (1, *legend.size)
 
-    height, width = legend.size
+    def describe(stride: int, *channels: int) -> Any:
+        size = (height // stride, width // stride)
+        return jax.ShapeDtypeStruct((batch_size, *size, *channels), jnp.float32)
+
     outputs = {
-        name: describe(1, height // STRIDES[name], width // STRIDES[name], channels)
+        name: describe(STRIDES[name], channels)
         for name, channels in legend.outputs.items()
     }
-    return Batch(describe(1, height, width, 3), describe(1, height, width), outputs)
+    return Batch(describe(1, 3), describe(1), outputs)
 
 
 def _read_legend(path: pathlib.Path) -> Legend:

@@ -24,6 +24,7 @@ _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "loader",
     "processes",
     "predict",
+    "export",
     "evaluation.num_resamples",
     "report",
     "dataset.options.path",

@@ -56,7 +56,7 @@ from iterinf.statistics import estimate_statistics
 from iterinf.trainer import Trainer
 from iterinf.training import Params
 from iterinf.types import Candidate
-from iterinf.weights import read_weights, replace_parameters
+from iterinf.weights import keep_input, read_weights, replace_parameters
 
 
 class Experiment:
@@ -88,7 +88,7 @@ class Experiment:
             self.dataset = add_outputs(
                 self.dataset, pathlib.Path(config.segmenter.outputs)
             )
-        self.segmenter = build_segmenter(config, self.dataset.num_classes)
+        self.segmenter = build_segmenter(config, self.dataset.num_classes, workdir)
         self._trainer = Trainer(
             self.dataset.train,
             seed=config.seed,
@@ -189,6 +189,7 @@ class Experiment:
         if settings.init_from and not has_checkpoint(folder):
             weights = read_weights(settings.init_from, self.segmenter)
             params = replicate(replace_parameters(params, weights, settings.init_from))
+            keep_input(self.segmenter, folder)
         return self._trainer.fit(
             params,
             make_segmenter_loss(self.segmenter, self._compute_class_weights()),

@@ -1,8 +1,10 @@
 """The records that travel between modules. Axes: b h w c, k classes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+Size = tuple[Any, Any]  # height, width: int, or symbolic where a function is exported
 
 
 class Batch(NamedTuple):

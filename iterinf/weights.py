@@ -1,8 +1,12 @@
-"""Foreign weights as a segmenter's first parameters: VGG16 and the FC-DenseNet of 2016.
+"""Weights of another network as a segmenter's first parameters.
+
+Foreign ones are VGG16 and the FC-DenseNet of 2016; `--mode=export` writes our own.
 
 Neither PyTorch nor pickled code is needed to read them.
 """
 
+import contextlib
+import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +16,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from iterinf.checkpoints import has_checkpoint
 from iterinf.errors import UserError
-from iterinf.files import read_arrays
+from iterinf.files import has_file, read_arrays, write_json
 from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
 from iterinf.torch_files import read_torch_file
@@ -35,6 +40,8 @@ _VGG16 = {
     "conv5_3": 28,
 }
 _FROM_TORCH = (2, 3, 1, 0)  # kernel [out, in, h, w] -> [h, w, in, out]
+_OWN = "segmenter/params/"  # how names in exported files begin
+_KEPT = "input.json"  # what images are normalised by, in the segmenter's folder
 # What the images were normalised by when VGG16 was trained; RGB in [0, 1].
 _VGG16_INPUT = {
     "input_mean": (0.485, 0.456, 0.406),
@@ -42,21 +49,63 @@ _VGG16_INPUT = {
 }
 
 
-def match_input(segmenter: nn.Module) -> nn.Module:
-    """The segmenter that normalises images as the network did its weights come from."""
-    if isinstance(segmenter, FCN8):
-        return segmenter.clone(**_VGG16_INPUT)
-    return segmenter
+def match_input(segmenter: nn.Module, path: str, folder: pathlib.Path) -> nn.Module:
+    """The segmenter that normalises images as the network did its weights come from.
+
+    Args:
+      segmenter: of the config.
+      path: of the weights; not read once training has begun.
+      folder: of the segmenter in the workdir; `keep_input` has written there.
+
+    Raises:
+      UserError: if the file of weights cannot be read.
+    """
+    if not isinstance(segmenter, FCN8):
+        return segmenter
+    if not has_checkpoint(folder):
+        numbers = _find_input(pathlib.Path(path))
+    elif has_file(folder / _KEPT):
+        numbers = json.loads((folder / _KEPT).read_text())
+    else:  # of a version that knew no other weights
+        numbers = _VGG16_INPUT
+    return segmenter.clone(**{name: tuple(values) for name, values in numbers.items()})
+
+
+def keep_input(segmenter: nn.Module, folder: pathlib.Path) -> None:
+    """Writes into its folder what a segmenter normalises images by."""
+    write_json(folder / _KEPT, describe_input(segmenter))
+
+
+def describe_input(segmenter: nn.Module) -> dict[str, tuple[float, ...]]:
+    """What a segmenter normalises images by, as attributes; none, if by nothing."""
+    if not isinstance(segmenter, FCN8):
+        return {}
+    return {name: getattr(segmenter, name) for name in _VGG16_INPUT}
+
+
+def _find_input(path: pathlib.Path) -> Mapping[str, Any]:
+    if path.suffix != ".safetensors":
+        return _VGG16_INPUT
+    with _explain_errors(path):
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            is_own = any(name.startswith(_OWN) for name in file.keys())  # noqa: SIM118
+    if is_own and "input" not in metadata:
+        raise UserError(f"{path} has lost its metadata; take it as exported")
+    return json.loads(metadata["input"]) if is_own else _VGG16_INPUT
 
 
 def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
-    """Reads foreign weights for a segmenter.
+    """Reads weights for a segmenter.
 
     Args:
-      path: for an FCN-8, a VGG16 in torchvision's layout (.pth, .pt, .safetensors),
-        which becomes conv1_1 to fc7; for an FC-DenseNet, the .npz that the authors'
-        Lasagne code writes: arr_0, arr_1, ... in the order in which the network runs,
-        a layer being beta, gamma, mean, inverse deviation, W, b.
+      path: weights.safetensors of `--mode=export`; or for an FCN-8, a VGG16
+        in torchvision's layout (.pth, .pt, .safetensors), which becomes conv1_1 to
+        fc7; for an FC-DenseNet, the .npz that the authors' Lasagne code writes: arr_0,
+        arr_1, ... in the order in which the network runs, a layer being beta, gamma,
+        mean, inverse deviation, W, b.
       segmenter: of the size of the weights.
 
     Returns:
@@ -67,6 +116,12 @@ def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
         than the network's.
     """
     arrays = _read_arrays(pathlib.Path(path))
+    if any(name.startswith(_OWN) for name in arrays):
+        return {
+            name.removeprefix(_OWN): array
+            for name, array in arrays.items()
+            if name.startswith(_OWN)
+        }
     if isinstance(segmenter, FCN8):
         return dict(_convert_vgg16(arrays, path))
     if isinstance(segmenter, FCDenseNet):
@@ -85,10 +140,12 @@ def replace_parameters(
       path: of the file, for the error.
 
     Raises:
-      UserError: if one is of another shape.
+      UserError: if one is of another shape, or of a network with other layers.
     """
     flat = flatten_dict(params, sep="/")
     for name, array in found.items():
+        if name not in flat:
+            raise UserError(f"{path} is of another network: this one has no {name}")
         if array.shape != flat[name].shape:
             raise UserError(
                 f"{path}: {name} is {list(array.shape)} there, expected "
@@ -105,12 +162,18 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"cannot tell what {path} is, expected .pth, .pt, .safetensors or .npz"
         )
-    try:
+    with _explain_errors(path):
         if path.suffix == ".npz":
             return read_arrays(path)
         from safetensors.numpy import load_file
 
         return load_file(path)
+
+
+@contextlib.contextmanager
+def _explain_errors(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise UserError(
             f"{path} needs the package safetensors: pip install 'iterinf[export]'"

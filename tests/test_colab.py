@@ -9,8 +9,6 @@ import nbclient
 import nbformat
 import pytest
 
-import iterinf
-
 FOLDER = pathlib.Path(__file__).parent.parent / "launch"
 
 
@@ -34,8 +32,6 @@ def test_it_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     notebook = nbformat.read(FOLDER / "colab.ipynb", as_version=4)
     expected = ["text/markdown", "image/png", "image/png", "image/png"]
-    if not hasattr(iterinf, "load"):  # the last part needs it
-        del notebook.cells[-3:], expected[-1:]
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     types = [

@@ -77,11 +77,11 @@ def test_fc6_of_vgg16_sees_the_grid_as_the_matrix_did(rng, tmp_path):
     np.testing.assert_array_equal(found["fc7/kernel"], expected)
 
 
-def test_images_are_normalised_as_for_vgg16():
-    segmenter = match_input(create_fcn8())
+def test_images_are_normalised_as_for_vgg16(tmp_path):
+    segmenter = match_input(create_fcn8(), "vgg16.pth", tmp_path)
     assert segmenter.input_mean == (0.485, 0.456, 0.406)
     assert segmenter.input_std == (0.229, 0.224, 0.225)
-    assert match_input(create_narrow()) == create_narrow()
+    assert match_input(create_narrow(), "x.npz", tmp_path) == create_narrow()
 
 
 def list_in_forward_order(params):
@@ -160,6 +160,15 @@ def test_a_wrong_array_is_named(rng, tmp_path, change, message):
     path, segmenter = write(tmp_path / "vgg16.npz", kept), create_fcn8()
     with pytest.raises(UserError, match=f"{path}.*{message}"):
         replace_parameters(init(segmenter), read_weights(path, segmenter), path)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    path = write(tmp_path / "x.safetensors", {"segmenter/params/a/kernel": np.ones(2)})
+    segmenter = create_fcn8()
+    with pytest.raises(UserError, match="another network: this one has no a/kernel"):
+        replace_parameters(init(segmenter), read_weights(path, segmenter), path)
+    with pytest.raises(UserError, match="x.safetensors has lost its metadata"):
+        match_input(segmenter, path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from iterinf.types import Size
+
 
 @jax.custom_vjp
 def _pool_even(x):
@@ -68,7 +70,7 @@ def max_pool_with_switches(
 def max_unpool(
     x: Float[Array, "b h w c"],
     switches: UInt8[Array, "b h w c"],
-    shape: tuple[int, int],
+    shape: Size,
 ) -> Float[Array, "b _ _ c"]:
     """Puts each value back where its maximum stood, zeros elsewhere.
 
@@ -90,4 +92,5 @@ def max_unpool(
     if (height // 2, width // 2) != x.shape[1:3]:
         raise ValueError(f"{x.shape[1:3]} windows of 2x2 do not tile shape {shape}")
     unpooled = _unpool_even(x, switches)
-    return jnp.pad(unpooled, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    rows, columns = height - unpooled.shape[1], width - unpooled.shape[2]
+    return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))

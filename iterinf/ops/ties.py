@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from iterinf.ops.switches import join_corners
+from iterinf.types import Size
 
 
 def max_pool_with_ties(
@@ -35,7 +36,7 @@ def max_pool_with_ties(
 def max_unpool_ties(
     x: Float[Array, "b h w c"],
     ties: UInt8[Array, "b h w c"],
-    shape: tuple[int, int],
+    shape: Size,
 ) -> Float[Array, "b _ _ c"]:
     """Puts each value back to every position where its maximum stood, zeros elsewhere.
 
@@ -51,4 +52,5 @@ def max_unpool_ties(
     unpooled = join_corners(
         [jnp.where(ties & jnp.uint8(1 << i), x, zero) for i in range(4)]
     )
-    return jnp.pad(unpooled, ((0, 0), (0, shape[0] % 2), (0, shape[1] % 2), (0, 0)))
+    rows, columns = shape[0] - unpooled.shape[1], shape[1] - unpooled.shape[2]
+    return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from iterinf.errors import UserError
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.ops.ties import max_pool_with_ties, max_unpool_ties
-from iterinf.types import Candidate
+from iterinf.types import Candidate, Size
 
 _FEATURE_LEVELS = {"input": 0} | {f"pool{level}": level for level in range(1, 6)}
 _LOWEST_PROBABILITY = 1e-4
@@ -136,7 +136,9 @@ class DAE(nn.Module):
           UserError: if the segmenter gives no such features.
         """
         contributions = {}
-        keep = self.drop(jnp.ones((len(candidate.y), 1, 1, 1)), deterministic=not train)
+        keep = self.drop(
+            jnp.ones((candidate.y.shape[0], 1, 1, 1)), deterministic=not train
+        )
         for name in self.features:
             if name not in candidate.features:
                 given = ", ".join(candidate.features)
@@ -188,7 +190,7 @@ class DAE(nn.Module):
 
     def _pool(
         self, y: Float[Array, "b h w k"], condition: Condition, last: int
-    ) -> tuple[list[Array], list[Array], list[tuple[int, int]]]:
+    ) -> tuple[list[Array], list[Array], list[Size]]:
         """Goes down to level `last`: outputs, switches and sizes before pooling."""
         pool, _ = _POOLING[self.switches]
         x = _pad(y.astype(self.dtype), self.feature_offset)
@@ -221,7 +223,7 @@ def _pad(x: Array, offset: int) -> Array:
     return jnp.pad(x, ((0, 0), (offset, offset), (offset, offset), (0, 0)))
 
 
-def _pad_to(x: Array, shape: tuple[int, int]) -> Array:
+def _pad_to(x: Array, shape: Size) -> Array:
     """Adds the zero row and column that pooling dropped from an odd size."""
     rows, columns = shape[0] - x.shape[1], shape[1] - x.shape[2]
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -11,6 +12,7 @@ from iterinf.errors import UserError
 from iterinf.ops.patches import convolve_patches
 from iterinf.ops.switches import max_pool_with_switches
 from iterinf.ops.upsampling import convolve_transposed
+from iterinf.types import Size
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
@@ -32,10 +34,11 @@ _UPSAMPLING_INITS = {
 }
 
 
-def _crop(x: Array, offset: int, shape: tuple[int, int]) -> Array:
+def _crop(x: Array, offset: int, shape: Size) -> Array:
     """Takes `shape` from `offset` on; repeats the border where x ends too early."""
     missing = [
-        max(0, offset + n - have) for n, have in zip(shape, x.shape[1:3], strict=True)
+        jax.core.max_dim(0, offset + n - have)
+        for n, have in zip(shape, x.shape[1:3], strict=True)
     ]
     x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     return x[:, offset : offset + shape[0], offset : offset + shape[1]]
