@@ -149,14 +149,15 @@ def format_card(
 def _describe(pipeline: Pipeline) -> list[str]:
     """What the networks do, and how validation has it done."""
     selection, (plain, title) = pipeline.selection, pipeline.titles
+    refiner = title.removeprefix(f"{plain} + ")
     chosen = [f"step size {selection.step_size:g}"]
     chosen += [f"{name} {value:g}" for name, value in selection.parameters.items()]
     chosen += [f"{selection.num_iterations} iterations"]
     stops = f" An image stops once |r(y) - y| is {pipeline.stop:g} on average."
     return [
         f"Says which of {len(pipeline.legend.classes)} classes every pixel of an image "
-        f"shows. {plain} proposes probabilities y; {title.removeprefix(f'{plain} + ')}, "
-        "as r, then improves them by iterative inference,",
+        f"shows. {plain} proposes probabilities y; {refiner}, as r, then "
+        "improves them by iterative inference,",
         "    y  <-  clip(y + step_size * (r(y) - y), 0, 1)",
         f"with {', '.join(chosen)}, as chosen on validation images."
         f"{stops if pipeline.stop else ''}",
