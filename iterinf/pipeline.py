@@ -119,6 +119,11 @@ def build_refiner(
     )
 
 
+def set_test_dtype(network: nn.Module, config: ConfigDict) -> nn.Module:
+    """The network in the dtype of choices, counts, pictures and predictions."""
+    return network.clone(dtype=jnp.dtype(config.evaluation.sweep_dtype or config.dtype))
+
+
 def read_config(workdir: pathlib.Path) -> ConfigDict:
     """The config that a workdir's results were made with.
 

@@ -32,6 +32,8 @@ def convolve_transposed(
     ]
     windows = jnp.concatenate(corners, axis=-1)  # b h+1 w+1 4c
     weights = kernel.reshape(2, s, 2, s, c, d).transpose(0, 2, 4, 1, 3, 5)
+    if isinstance(windows.size, int):  # not symbolic; flat, its gradient is far faster
+        windows = windows.reshape(-1, 4 * c)
     blocks = windows @ weights.reshape(4 * c, s * s * d)
     blocks = blocks.reshape(b, h + 1, w + 1, s, s, d).transpose(0, 1, 3, 2, 4, 5)
     return blocks.reshape(b, (h + 1) * s, (w + 1) * s, d)
