@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -158,8 +159,14 @@ class DividedBatches(Iterator[PyTree[jax.Array]]):
 
 
 def read_memory() -> int | None:
-    """Bytes of memory that a device has; None where JAX does not know, as on CPUs."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    """Bytes of memory that every device has; None where JAX does not know, as on CPUs.
+
+    The same in all processes, which must agree on what they compile.
+    """
+    own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if own is None or jax.process_count() == 1:
+        return own
+    return int(multihost_utils.process_allgather(np.asarray(own)).min())
 
 
 def gather(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:

@@ -17,6 +17,7 @@ from iterinf.export import export_workdir
 from iterinf.files import has_file, read_arrays, read_lines
 from iterinf.objectives import replace_numbers
 from iterinf.picture_files import predict_files
+from iterinf.pipeline import set_test_dtype
 from iterinf.prediction import refine_labels, segment
 from iterinf.protocol import choose, evaluate, evaluate_segmenter
 from iterinf.provenance import describe_runs, log_run
@@ -210,8 +211,7 @@ def _predict_test(
 ) -> Picture:
     """A test image, and its label maps by all networks, step sizes and iterations."""
     config, record = experiment.config, experiment.dataset.test[position]
-    dtype = jnp.dtype(config.evaluation.sweep_dtype or config.dtype)
-    segmenter = experiment.segmenter.clone(dtype=dtype)
+    segmenter = set_test_dtype(experiment.segmenter, config)
     batch = stack_records([record])
     plain = segment(segmenter, experiment.segmenter_variables, batch)
     segmented = np.asarray(plain, np.uint8)[0]
@@ -220,7 +220,7 @@ def _predict_test(
         grid = config.refiner[refiner.name].selection
         maps = refine_labels(
             segmenter,
-            experiment.create_refiner(refiner.name).clone(dtype=dtype),
+            set_test_dtype(experiment.create_refiner(refiner.name), config),
             replace_numbers(experiment.train_refiner(refiner.name), refiner.parameters),
             batch,
             step_sizes=jnp.asarray(refiner.step_sizes),

@@ -56,7 +56,7 @@ def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
     if missing:
         raise UserError(
             f"--mode=export needs {' and '.join(missing)}: pip install "
-            "'iterinf[export]'"
+            f"{' '.join(missing)}"
         )
     for name in [refiner] if refiner else read_config(workdir).refiners:
         folder = workdir / "export" / name

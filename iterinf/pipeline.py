@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from iterinf.checkpoints import Checkpoints, has_checkpoint
+from iterinf.compilation import compile_for_once
 from iterinf.data.outputs import STRIDES
 from iterinf.devices import replicate
 from iterinf.errors import UserError
@@ -141,7 +142,8 @@ def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline
       refiner: a key of its config's `refiner`; None: the last row of its table.
 
     Raises:
-      UserError: if the workdir holds no such refiner, or no choice for it yet.
+      UserError: if the workdir holds no such refiner, or no choice for it yet; if an
+        image's labels would depend on those beside it.
     """
     config = read_config(workdir)
     name = config.refiners[-1] if refiner is None else refiner
@@ -153,14 +155,19 @@ def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline
     content = _read_json(workdir / "refiners" / name / "selection.json")
     selection = Selection(**content["refined"])
     segmenter = build_segmenter(config, len(legend.classes), workdir)
+    if getattr(segmenter, "statistics", "") == "batch":
+        raise UserError(
+            f"the segmenter of {workdir} normalises by the statistics of a batch, so "
+            "that an image's labels depend on the others; expected 'image' or 'running'"
+        )
     network = build_refiner(config, name, segmenter, len(legend.classes))
     frozen = {"segmenter": _restore_segmenter(workdir, config, segmenter, legend)}
     params = _restore_refiner(workdir, config, name, network, segmenter, frozen, legend)
     networks = replace_numbers(combine(params, frozen), selection.parameters)
     settings = config.refiner[name]
     return Pipeline(
-        segmenter,
-        network,
+        set_test_dtype(segmenter, config),
+        set_test_dtype(network, config),
         replicate(networks),
         selection,
         settings.selection.stop,
@@ -202,7 +209,8 @@ def _restore_refiner(
     )
     if "training" not in settings:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), candidate)
-        return {"refiner": refiner.init(jax.random.key(0), zeros)["params"]}
+        variables = compile_for_once(refiner.init)(jax.random.key(0), zeros)
+        return {"refiner": variables.get("params", {})}
     shapes = jax.eval_shape(refiner.init, jax.random.key(0), candidate)
     params = {"refiner": shapes["params"]}
     if settings.end_to_end:

@@ -6,7 +6,6 @@ import zlib
 from itertools import product
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from iterinf.files import (
     write_json,
 )
 from iterinf.objectives import replace_numbers
+from iterinf.pipeline import set_test_dtype
 from iterinf.prediction import count_predictions
 from iterinf.selection import Counts, Selection, count_refinements, select
 from iterinf.stages import Experiment
@@ -143,7 +143,7 @@ def evaluate_segmenter(experiment: Experiment) -> None:
     if has_file(path):
         return
     counts = count_predictions(
-        experiment.segmenter,
+        set_test_dtype(experiment.segmenter, experiment.config),
         experiment.segmenter_variables,
         experiment.dataset.test.stack(),
         num_classes=experiment.dataset.num_classes,
@@ -207,12 +207,11 @@ def _count(
 ) -> Counts:
     config = experiment.config
     networks = experiment.train_refiner(name)
-    dtype = jnp.dtype(config.evaluation.sweep_dtype or config.dtype)
     folder = experiment.workdir / "refiners" / name / "sweep_trace"
     with trace_all(folder, on=config.trace_steps > 0):
         return count_refinements(
-            experiment.segmenter.clone(dtype=dtype),
-            experiment.create_refiner(name).clone(dtype=dtype),
+            set_test_dtype(experiment.segmenter, config),
+            set_test_dtype(experiment.create_refiner(name), config),
             replace_numbers(networks, parameters),
             split.stack(),
             step_sizes=step_sizes,

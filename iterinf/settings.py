@@ -142,8 +142,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             f"config.segmenter.name is {name!r}, but this config has the keys "
             f"{', '.join(keys)}; configs/precomputed.py has those of 'precomputed'"
         )
-    normalised_by = flatten(settings).get("segmenter.model.statistics")
-    if normalised_by == "batch" and settings["evaluation"]["sweep_batch_size"] is None:
+    depends = _depends_on_batches(flatten(settings))
+    if depends and settings["evaluation"]["sweep_batch_size"] is None:
         raise UserError(
             "config.evaluation.sweep_batch_size is None, expected a number: the "
             "segmenter's statistics, 'batch', depend on it"
@@ -244,6 +244,8 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
     if has_file(path) and has_results(workdir):
         before, now = flatten(json.loads(path.read_text())), flatten(settings)
         unbound = [*_UNBOUND, *_list_unbound(workdir, settings["refiner"])]
+        if not _depends_on_batches(now):
+            unbound.append("evaluation.sweep_batch_size")
         prefixes = tuple(f"{prefix}." for prefix in unbound)
         for key in sorted(before.keys() | now.keys()):
             old, new = before.get(key), now.get(key)
@@ -256,6 +258,11 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
                     f"{new!r}; go on with the same flags, or name another workdir"
                 )
     write_json(path, settings)
+
+
+def _depends_on_batches(settings: Mapping[str, Any]) -> bool:
+    """Whether an image's labels depend on those beside it; settings are flat."""
+    return settings.get("segmenter.model.statistics") == "batch"
 
 
 def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[str]:

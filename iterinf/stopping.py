@@ -17,7 +17,7 @@ class Stopping(NamedTuple):
 
 def start(y: Float[Array, "b h w k"], tolerance: float) -> Stopping:
     """All images move, for good if the tolerance is 0."""
-    return Stopping(y, jnp.ones(len(y), bool) if tolerance else None)
+    return Stopping(y, jnp.ones(y.shape[:1], bool) if tolerance else None)
 
 
 def stopping_step(

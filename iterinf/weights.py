@@ -176,7 +176,7 @@ def _explain_errors(path: pathlib.Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UserError(
-            f"{path} needs the package safetensors: pip install 'iterinf[export]'"
+            f"{path} needs the package safetensors: pip install safetensors"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

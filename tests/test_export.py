@@ -88,6 +88,17 @@ def test_functions_equal_the_pipeline(exported, shape):
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+def test_a_stop_rule_is_exported(exported):
+    pipeline = read_pipeline(exported, "dae_y")._replace(stop=9.0)
+    program = export.export_refinement(pipeline, export.flatten_weights(pipeline), 32)
+    assert program.any_size
+    candidate, expected = refine(pipeline, SHAPES[1])
+    own = take_refiner(export.flatten_weights(pipeline))
+    features = {"pool2": candidate.features["pool2"]}
+    y = call(program.content, own, candidate.y, features, candidate.image)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
 def test_weights_are_those_of_the_workdir(exported):
     pipeline = read_pipeline(exported, "dae_y")
     path = exported / "export" / "dae_y" / "weights.safetensors"

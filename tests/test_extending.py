@@ -7,8 +7,10 @@ import re
 import sys
 import types
 
+import numpy as np
 import pytest
 
+import iterinf
 from iterinf.experiment import run
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "extending.md"
@@ -58,3 +60,5 @@ def test_its_config_runs(modules, tmp_path):
     assert plain["model"] == "two layers"
     assert filtered["model"] == "two layers + median filter"
     assert filtered["gain"] > 3  # noise goes, shapes stay
+    image = np.zeros((48, 48, 3), np.uint8)
+    assert iterinf.load(tmp_path).predict(image).labels.shape == (48, 48)

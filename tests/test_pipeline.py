@@ -132,3 +132,20 @@ def test_a_checkpoint_of_another_network_is_refused(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="checkpoint of another model"):
         read_pipeline(folder, "dae_y")
+
+
+def test_computes_in_the_dtype_of_the_choices(folder):
+    evaluation = json.loads((folder / "config.json").read_text())["evaluation"]
+    change_json(
+        folder / "config.json", evaluation=evaluation | {"sweep_dtype": "bfloat16"}
+    )
+    pipeline = read_pipeline(folder)
+    assert pipeline.segmenter.dtype == pipeline.refiner.dtype == jnp.bfloat16
+
+
+def test_labels_that_depend_on_a_batch_are_refused(folder):
+    segmenter = json.loads((folder / "config.json").read_text())["segmenter"]
+    segmenter |= {"name": "fc_densenet56", "model": {"statistics": "batch"}}
+    change_json(folder / "config.json", segmenter=segmenter)
+    with pytest.raises(UserError, match="statistics of a batch.*expected 'image'"):
+        read_pipeline(folder)

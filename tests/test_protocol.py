@@ -140,3 +140,19 @@ def test_a_number_that_a_refiner_lacks_is_named_before_training(tmp_path):
     ):
         run(config, tmp_path, "run", "")
     assert not (tmp_path / "segmenter").exists()
+
+
+def test_all_rows_are_counted_in_one_dtype(tmp_path, monkeypatch):
+    config = get_config()
+    config.evaluation.sweep_dtype = "bfloat16"
+    experiment = Experiment(config, tmp_path)
+    experiment.__dict__["segmenter_variables"] = {}
+    used = []
+
+    def count(segmenter, *_, **__):
+        used.append(segmenter.dtype)
+        return np.zeros((1, 2, 2), int)
+
+    monkeypatch.setattr(protocol, "count_predictions", count)
+    protocol.evaluate_segmenter(experiment)
+    assert used == [jnp.bfloat16]

@@ -151,6 +151,7 @@ CHOICE = "refiners/dae_y/selection.json"
         ((SEGMENTER,), "progress", False, True),
         ((SEGMENTER,), "loader.num_threads", 2, True),
         ((SEGMENTER,), "evaluation.batch_size", 1, False),
+        ((SEGMENTER,), "evaluation.sweep_batch_size", 1, True),
         ((SEGMENTER,), "evaluation.num_resamples", 9, True),
         (("segmenter/checkpoints/4.orbax-checkpoint-tmp",), "seed", 3, True),
         ((SEGMENTER,), "refiners", ("dae_y",), True),

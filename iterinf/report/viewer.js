@@ -133,7 +133,8 @@ function describe(refined) {
   find("status").replaceChildren(
     create("strong", {}, `${percent(after)} of the pixels right`),
     ` after ${state.iteration} iterations of ${title}; ${percent(before)} by the plain ` +
-      `network. Mended ${percent(mended)}, spoiled ${percent(spoiled)}.`,
+      `network. Mended ${percent(mended)}, spoiled ${percent(spoiled)}. A test image: not ` +
+      "used for any choice.",
   );
   const { name } = report.pictures[state.picture];
   find("canvas").setAttribute("aria-label", `${state.view} of test image ${name}`);
