@@ -48,9 +48,9 @@ def read_logs(workdir):
 
 
 @pytest.fixture
-def workdir(finished):
+def workdir(finished, tmp_path_factory):
     """The workdir of a finished run."""
-    return finished
+    return shutil.copytree(finished, tmp_path_factory.mktemp("copy") / "run")
 
 
 def test_leaves_its_results(workdir):
