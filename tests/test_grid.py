@@ -196,19 +196,21 @@ def test_commands_under_slurm(tmp_path):
     ]
 
 
-def make_table(plain, gain, *models):
+def make_table(plain, gain, *models, **more):
     rows = [{"model": "FCN8", "mean_iou": plain, "gain": 0.0}]
     rows += [{"model": m, "mean_iou": plain + gain, "gain": gain} for m in models]
+    rows = [row | more for row in rows]
     return {"rows": rows, "provenance": {"commit": "abc", "command": "python"}}
 
 
 def test_the_spread_is_over_seeds_at_each_other_setting():
+    a, b, none = ({"mean_iou_on_validation": value} for value in (41.0, 42.5, None))
     tables = [
-        ({"seed": 0, SIGMA: 0.1}, make_table(40.0, 1.0, "DAE")),
-        ({"seed": 0, SIGMA: 0.2}, make_table(40.0, 5.0, "DAE")),
-        ({"seed": 1, SIGMA: 0.1}, make_table(42.0, 2.0, "DAE", "CRF")),
-        ({SIGMA: 0.1, "seed": 2}, make_table(44.0, 6.0, "DAE")),
-        ({"dataset.options.seed": 9}, make_table(50.0, 0.0)),
+        ({"seed": 0, SIGMA: 0.1}, make_table(40.0, 1.0, "DAE", **a)),
+        ({"seed": 0, SIGMA: 0.2}, make_table(40.0, 5.0, "DAE", **none)),
+        ({"seed": 1, SIGMA: 0.1}, make_table(42.0, 2.0, "DAE", "CRF", **a)),
+        ({SIGMA: 0.1, "seed": 2}, make_table(44.0, 6.0, "DAE", **b)),
+        ({"dataset.options.seed": 9}, make_table(50.0, 0.0, **b)),
     ]
     rows = {(row[SIGMA], row["model"]): row for row in summarise(tables)}
     assert list(rows) == [
@@ -217,7 +219,7 @@ def test_the_spread_is_over_seeds_at_each_other_setting():
     ]
     assert rows[0.1, "FCN8"] == {
         **{SIGMA: 0.1, "model": "FCN8", "num_runs": 3},
-        **{"mean_iou": 42.0, "mean_iou_std": 2.0},
+        **{"mean_iou_on_validation": 41.5, "mean_iou": 42.0, "mean_iou_std": 2.0},
         **{"mean_iou_min": 40.0, "mean_iou_max": 44.0},
         **{"gain": 0.0, "gain_std": 0.0, "gain_min": 0.0, "gain_max": 0.0},
     }
@@ -226,6 +228,7 @@ def test_the_spread_is_over_seeds_at_each_other_setting():
     assert rows[0.1, "CRF"]["num_runs"] == 1
     assert rows[0.1, "CRF"]["gain_std"] is None
     assert rows[0.2, "DAE"]["mean_iou"] == 45.0
+    assert rows[0.2, "DAE"]["mean_iou_on_validation"] is None
 
 
 def test_the_table_is_written_of_what_is_finished(tmp_path, capsys):
@@ -233,16 +236,24 @@ def test_the_table_is_written_of_what_is_finished(tmp_path, capsys):
     write_grid_table(runs, tmp_path)
     assert not (tmp_path / "table.md").exists()
     assert "no run is finished yet" in capsys.readouterr().out
+    config = {"segmenter": {"title": "FCN8"}, "refiners": ["dae"]}
+    config |= {"refiner": {"dae": {"title": "DAE(y|h)"}}}
+    title = "FCN8 + DAE(y|h)"
     for (workdir, _), gain in zip(runs[:2], (1.0, 2.0), strict=True):
-        (workdir / "results").mkdir(parents=True)
-        table = json.dumps(make_table(40.0, gain, "FCN8 + DAE(y|h)"))
-        (workdir / "results" / "table.json").write_text(table)
+        for path, content in {
+            "results/table.json": make_table(40.0, gain, title, f"{title}, damped"),
+            "config.json": config,
+            "segmenter/summary.json": {"mean_iou_on_validation": 0.5},
+            "refiners/dae/selection.json": {"refined": {"mean_iou": 0.5 + gain / 10}},
+        }.items():
+            (workdir / path).parent.mkdir(parents=True, exist_ok=True)
+            (workdir / path).write_text(json.dumps(content))
     write_grid_table(runs, tmp_path)
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert lines[3] == (
-        "| FCN8 + DAE(y\\|h) | 2 | 41.5 | 0.7 | 41.0 to 42.0 "
-        "| +1.5 | 0.7 | +1.0 to +2.0 |"
-    )
+    test = "41.5 | 0.7 | 41.0 to 42.0 | +1.5 | 0.7 | +1.0 to +2.0 |"
+    assert lines[2].startswith("| FCN8 | 2 | 50.0 | 40.0 |")
+    assert lines[3] == f"| FCN8 + DAE(y\\|h) | 2 | 65.0 | {test}"
+    assert lines[4] == f"| FCN8 + DAE(y\\|h), damped | 2 | - | {test}"
     assert "Not finished: seed=2." in lines
     document = json.loads((tmp_path / "table.json").read_text())
     assert document["unfinished"] == ["seed=2"]
