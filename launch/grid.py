@@ -172,22 +172,20 @@ def run_grid(
         if launcher.is_stopped():
             unfinished.append(run.name)
             return
-        _take_over_segmenter(run, runs, root)
-        log = None
-        if jobs > 1:
-            create_folder(workdir)
-            log = workdir / "log.txt"
+        log = workdir / "log.txt" if jobs > 1 else None
         flags = [*overrides, *run.flags]
         print(f"\n{run.name}", flush=True)
         environment = environments.get()
         try:
+            _take_over_segmenter(run, runs, root)
+            create_folder(workdir)
             if not launcher.run(
                 config, workdir, flags, log=log, environment=environment
             ):
                 unfinished.append(run.name)
-        except UserError as error:
+        except (UserError, OSError) as error:
             failed.append(run.name)
-            reason = f"{error}, see {log}" if log else error
+            reason = f"{error}, see {log}" if log and log.exists() else error
             print(f"launch.grid: {run.name}: {reason}", file=sys.stderr, flush=True)
         finally:
             environments.put(environment)

@@ -186,6 +186,23 @@ def test_a_finished_run_gives_its_segmenter(tmp_path):
     assert not (tmp_path / "other" / "segmenter").exists()
 
 
+@pytest.mark.usefixtures("stub")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_others_run_where_one_cannot_begin(tmp_path, capsys, jobs):
+    """No segmenter to copy for one; a file is where the workdir of another must be."""
+    (tmp_path / "done" / "results").mkdir(parents=True)
+    (tmp_path / "done" / "results" / "table.json").touch()
+    (tmp_path / "file").touch()
+    runs = [Run("done", {}, "one"), Run("same", {}, "one"), *make_runs("file", "a")]
+    failed, unfinished = run_grid("x.py", runs, tmp_path, [], jobs=jobs)
+    assert (sorted(failed), unfinished) == (["file", "same"], [])
+    assert read_began(tmp_path) == ["a"]
+    assert f"same: cannot copy {tmp_path}/done to {tmp_path}/same: No such file" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / ".same.tmp").exists()
+
+
 def test_commands_under_slurm(tmp_path):
     run = Run("seed=1", {"seed": 1}, "")
     command = make_command("x.py", run, tmp_path, ["--mode=sweep"], sbatch=["--gpus=1"])
