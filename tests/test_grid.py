@@ -11,10 +11,13 @@ import threading
 import time
 
 import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 
 from iterinf.errors import UserError
+from launch import grid as launch_grid
 from launch import runs as launch_runs
-from launch.grid import SLURM, Run, expand_grid, make_command, run_grid
+from launch.grid import SLURM, Run, _launch, expand_grid, make_command, run_grid
 from launch.grid_table import summarise, write_grid_table
 from launch.runs import UNFINISHED
 
@@ -205,11 +208,11 @@ def test_others_run_where_one_cannot_begin(tmp_path, capsys, jobs):
 
 def test_commands_under_slurm(tmp_path):
     run = Run("seed=1", {"seed": 1}, "")
-    command = make_command("x.py", run, tmp_path, ["--mode=sweep"], sbatch=["--gpus=1"])
+    command = make_command("x.py", run, tmp_path, ["--alsologtostderr"], sbatch=["-G1"])
     assert command == [
-        *("sbatch", "--job-name=seed=1", "--gpus=1", str(SLURM)),
+        *("sbatch", "--job-name=seed=1", "-G1", str(SLURM)),
         *("--config=x.py", f"--workdir={tmp_path}/seed=1"),
-        *("--mode=sweep", "--config.seed=1"),
+        *("--alsologtostderr", "--config.seed=1"),
     ]
 
 
@@ -324,6 +327,45 @@ def test_values_of_all_kinds_reach_the_run_after_one_that_fails(tmp_path):
         for part in key.split("."):
             found = found[part]
         assert found == (list(value) if isinstance(value, tuple) else value), key
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--devices=0,1", "--jobs=0"], "--devices runs a job on each GPU"),
+        (["--devices=0,1", "--slurm"], "--devices runs a job on each GPU"),
+        (["--slurm", "--", "--mode=sweep"], "--slurm queues a job again"),
+        (["--slurm", "--", "-mode", "sweep"], "--slurm queues a job again"),
+    ],
+)
+def test_flags_that_cannot_go_together(tmp_path, flags, message):
+    path = write_config(tmp_path, "add(seed=1)")
+    with flagsaver.flagsaver():
+        _, *rest = absl_flags.FLAGS(["grid", *flags])
+        with pytest.raises(UserError, match=message):
+            _launch(str(path), tmp_path / "runs", ["grid", *rest])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_segmenter_is_taken_over_before_a_job_is_submitted(tmp_path, monkeypatch):
+    path = write_config(tmp_path, "add(seed=1)", "add(seed=1, refiners=['dae_y'])")
+    done, same = (tmp_path / run.name for run in expand_grid(path))
+    for name in ("results/table.json", "segmenter/summary.json"):
+        (done / name).parent.mkdir(parents=True)
+        (done / name).touch()
+    for name in ("config.json", "data.json", "runs.jsonl"):
+        (done / name).touch()
+    submitted = []
+
+    def submit(command, *, dry_run):
+        submitted.append((command[0], dry_run, (same / "segmenter").exists()))
+
+    monkeypatch.setattr(launch_grid, "_submit", submit)
+    for flags in (["--slurm", "--dry_run"], ["--slurm"]):
+        with flagsaver.flagsaver():
+            absl_flags.FLAGS(["grid", *flags])
+            assert _launch(str(path), tmp_path, ["grid"]) == 0
+    assert submitted == [("sbatch", True, False), ("sbatch", False, True)]
 
 
 def test_what_is_to_run_is_printed_or_refused(tmp_path):
