@@ -37,7 +37,7 @@ from iterinf.report.pictures import (
     encode_animation,
     encode_jpeg,
     encode_label_map,
-    encode_png,
+    encode_png_fast,
     overlay,
     paint_changes,
     place_side_by_side,
@@ -248,7 +248,7 @@ def _draw_legend(folder: Path, predictor: Predictor) -> dict[Path, bytes]:
     legend = draw_legend(predictor.classes, predictor.colors)
     return {
         folder / "classes.json": (json.dumps(content, indent=2) + "\n").encode(),
-        folder / "legend.png": encode_png(legend),
+        folder / "legend.png": encode_png_fast(legend),
     }
 
 
@@ -263,8 +263,8 @@ def _draw(
     files = {
         folder / "labels" / f"{name}.png": encode_label_map(after, colors),
         folder / "overlays" / f"{name}.jpg": encode_jpeg(overlay(image, after, colors)),
-        folder / "before_after" / f"{name}.png": encode_png(panels),
-        folder / "changes" / f"{name}.png": encode_png(changes),
+        folder / "before_after" / f"{name}.png": encode_png_fast(panels),
+        folder / "changes" / f"{name}.png": encode_png_fast(changes),
     }
     if prediction.trajectory is not None:
         target = folder / "trajectories" / name
