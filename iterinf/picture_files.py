@@ -15,6 +15,7 @@ NAME is that of the picture, with the folders below the one that holds all pictu
 import contextlib
 import glob
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,16 +28,16 @@ from tqdm import tqdm
 from iterinf.data.images import read_image, read_size
 from iterinf.data.outputs import Outputs, find_file, read_outputs
 from iterinf.errors import UserError
-from iterinf.files import write_atomically, write_json
+from iterinf.files import write_atomically
 from iterinf.pipeline import read_pipeline
-from iterinf.predictor import Picture, Prediction, Predictor
+from iterinf.predictor import Picture, Prediction, Predictor, check_finite
 from iterinf.processes import is_first
 from iterinf.report.pictures import (
     draw_legend,
     encode_animation,
     encode_jpeg,
     encode_label_map,
-    encode_png,
+    encode_png_fast,
     overlay,
     paint_changes,
     place_side_by_side,
@@ -81,26 +82,12 @@ def predict_files(
     _check_options(images, output, scale, batch_size)
     names = find_pictures(images)
     folder = Path(output)
-    _protect(names, folder)
     predictor = Predictor(read_pipeline(workdir, refiner or None), scale)
-    if probabilities and not Path(probabilities).is_dir():
-        raise UserError(
-            f"config.predict.probabilities is {probabilities!r}, expected a folder"
-        )
-    if predictor.outputs and not probabilities:
-        raise UserError(
-            f"the segmenter of {workdir} is a network that ran elsewhere, so "
-            "config.predict.probabilities must name the folder of its outputs"
-        )
-    _write_legend(folder, predictor)
+    _check_probabilities(probabilities, predictor, workdir)
+    legend = _draw_legend(folder, predictor)
+    _protect(names, folder, legend)
     failures = []
-    with tqdm(
-        desc="predict",
-        total=len(names),
-        unit="picture",
-        disable=not show_progress or not is_first(),
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    ) as bar:
+    with _create_bar(len(names), show_progress=show_progress) as bar:
 
         def complain(error: UserError) -> None:
             failures.append(error)
@@ -108,19 +95,20 @@ def predict_files(
             if is_first():
                 bar.write(f"iterinf: {error}", file=sys.stderr)
 
-        for prediction in predictor.predict_all(
+        predictions = predictor.predict_all(
             _prepare_all(predictor, names, probabilities, complain),
             batch_size=batch_size,
             trajectory=trajectory,
-        ):
+        )
+        for prediction in _keep_finite(predictions, complain):
             name = names[Path(prediction.picture.name)]
-            write_atomically(_draw(folder, name, prediction, predictor.colors))
+            files = _draw(folder, name, prediction, predictor.colors)
+            write_atomically(legend | files)
+            legend = {}
             bar.update()
     if failures:
-        raise UserError(
-            f"{len(failures)} of {len(names)} pictures could not be used, each is "
-            "named above"
-        )
+        count = f"{len(failures)} of {len(names)} pictures"
+        raise UserError(f"{count} could not be used, each is named above")
 
 
 def _prepare_all(
@@ -139,6 +127,28 @@ def _prepare_all(
             complain(error)
         else:
             yield picture
+
+
+def _keep_finite(
+    predictions: Iterable[Prediction], complain: Callable[[UserError], None]
+) -> Iterator[Prediction]:
+    for prediction in predictions:
+        try:
+            check_finite(prediction)
+        except UserError as error:
+            complain(error)
+        else:
+            yield prediction
+
+
+def _create_bar(num_pictures: int, *, show_progress: bool) -> tqdm:
+    return tqdm(
+        desc="predict",
+        total=num_pictures,
+        unit="picture",
+        disable=not show_progress or not is_first(),
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
 
 
 def find_pictures(images: str) -> dict[Path, str]:
@@ -185,8 +195,28 @@ def _check_options(
         )
 
 
-def _protect(paths: Iterable[Path], folder: Path) -> None:
-    """Raises UserError if a picture lies where results are written."""
+def _check_probabilities(
+    probabilities: str, predictor: Predictor, workdir: Path
+) -> None:
+    if probabilities and not Path(probabilities).is_dir():
+        raise UserError(
+            f"config.predict.probabilities is {probabilities!r}, expected a folder"
+        )
+    if predictor.outputs and not probabilities:
+        raise UserError(
+            f"the segmenter of {workdir} is a network that ran elsewhere, so "
+            "config.predict.probabilities must name the folder of its outputs"
+        )
+
+
+def _protect(paths: Iterable[Path], folder: Path, legend: Mapping[Path, bytes]) -> None:
+    """Raises UserError if what others wrote lies where results are written."""
+    path = folder / "classes.json"
+    if path.exists() and path.read_bytes() != legend[path]:
+        raise UserError(
+            f"{path} is there and tells of other classes; name another folder in "
+            "config.predict.output"
+        )
     for path in paths:
         for kind in _KINDS:
             if path.resolve().is_relative_to((folder / kind).resolve()):
@@ -207,17 +237,19 @@ def _read_outputs(probabilities: str, name: str) -> Outputs:
     return read_outputs(find_file(Path(probabilities), name)) if probabilities else {}
 
 
-def _write_legend(folder: Path, predictor: Predictor) -> None:
-    """Writes what the ids and colours of label maps mean."""
+def _draw_legend(folder: Path, predictor: Predictor) -> dict[Path, bytes]:
+    """The files that say what the ids and colours of label maps mean."""
     colors = predictor.colors.tolist()
     classes = [
         {"name": name, "color": color}
         for name, color in zip(predictor.classes, colors, strict=False)
     ]
     content = {"classes": classes, "void_id": 255, "void_color": colors[-1]}
-    write_json(folder / "classes.json", content)
     legend = draw_legend(predictor.classes, predictor.colors)
-    write_atomically({folder / "legend.png": encode_png(legend)})
+    return {
+        folder / "classes.json": (json.dumps(content, indent=2) + "\n").encode(),
+        folder / "legend.png": encode_png_fast(legend),
+    }
 
 
 def _draw(
@@ -231,8 +263,8 @@ def _draw(
     files = {
         folder / "labels" / f"{name}.png": encode_label_map(after, colors),
         folder / "overlays" / f"{name}.jpg": encode_jpeg(overlay(image, after, colors)),
-        folder / "before_after" / f"{name}.png": encode_png(panels),
-        folder / "changes" / f"{name}.png": encode_png(changes),
+        folder / "before_after" / f"{name}.png": encode_png_fast(panels),
+        folder / "changes" / f"{name}.png": encode_png_fast(changes),
     }
     if prediction.trajectory is not None:
         target = folder / "trajectories" / name

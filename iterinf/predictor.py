@@ -98,10 +98,12 @@ class Predictor:
           **outputs: of another network, e.g. `probabilities`; see `prepare`.
 
         Raises:
-          UserError: as `prepare` does.
+          UserError: as `prepare` and `check_finite` do.
         """
         pictures = [self.prepare(image, outputs)]
-        return next(self.predict_all(pictures, trajectory=trajectory))
+        prediction = next(self.predict_all(pictures, trajectory=trajectory))
+        check_finite(prediction)
+        return prediction
 
     def predict_all(
         self,
@@ -121,7 +123,7 @@ class Predictor:
           trajectory: whether to keep the label maps after every iteration.
 
         Yields:
-          A prediction a picture, in their order.
+          A prediction a picture, in their order; what `check_finite` refuses is none.
         """
         filled: dict[Size, int] = {}  # largest batch so far: smaller ones are filled up
         for size, group in itertools.groupby(pictures, lambda p: p.resized.shape[:2]):
@@ -206,6 +208,15 @@ class Predictor:
                 initial_y[i],
                 labels[:, i] if trajectory else None,
             )
+
+
+def check_finite(prediction: Prediction) -> None:
+    """Raises UserError if y is not finite, whose labels mean nothing then."""
+    if not np.isfinite(prediction.y).all():
+        raise UserError(
+            f"{prediction.picture.name} gets probabilities that are not finite at "
+            f"{prediction.y.shape[0]}x{prediction.y.shape[1]}; try another scale"
+        )
 
 
 def choose_size(own: Size, training: Size, scale: float | None = None) -> Size:

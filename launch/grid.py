@@ -172,22 +172,21 @@ def run_grid(
         if launcher.is_stopped():
             unfinished.append(run.name)
             return
-        _take_over_segmenter(run, runs, root)
-        log = None
-        if jobs > 1:
-            create_folder(workdir)
-            log = workdir / "log.txt"
+        log = workdir / "log.txt" if jobs > 1 else None
         flags = [*overrides, *run.flags]
         print(f"\n{run.name}", flush=True)
         environment = environments.get()
         try:
+            _take_over_segmenter(run, runs, root)
+            if log:
+                create_folder(workdir)
             if not launcher.run(
                 config, workdir, flags, log=log, environment=environment
             ):
                 unfinished.append(run.name)
-        except UserError as error:
+        except (UserError, OSError) as error:
             failed.append(run.name)
-            reason = f"{error}, see {log}" if log else error
+            reason = f"{error}, see {log}" if log and log.exists() else error
             print(f"launch.grid: {run.name}: {reason}", file=sys.stderr, flush=True)
         finally:
             environments.put(environment)
@@ -238,10 +237,13 @@ def _launch(config: str, root: pathlib.Path, argv: list[str]) -> int:
         key = flag.partition("=")[0].removeprefix("--config.")
         if any(key in run.setting for run in runs):
             raise UserError(f"{flag} would change what the grid of {config} sets")
+    _check_flags(overrides)
     if _SLURM.value or _DRY_RUN.value:
         sbatch = shlex.split(_SBATCH.value or "") if _SLURM.value else None
         for run in runs:
             if not is_finished(root / run.name):
+                if not _DRY_RUN.value:
+                    _take_over_segmenter(run, runs, root)
                 command = make_command(config, run, root, overrides, sbatch=sbatch)
                 _submit(command, dry_run=bool(_DRY_RUN.value))
         return 0
@@ -259,6 +261,20 @@ def _launch(config: str, root: pathlib.Path, argv: list[str]) -> int:
         if names:
             print(f"{what}: {', '.join(names)}; call again to go on")
     return 1 if failed else UNFINISHED if unfinished else 0
+
+
+def _check_flags(overrides: Sequence[str]) -> None:
+    """Raises UserError for flags that cannot go together."""
+    if _DEVICES.value and (_JOBS.present or _SLURM.value):
+        raise UserError(
+            "--devices runs a job on each GPU that it names, expected it without "
+            "--jobs and --slurm"
+        )
+    names = [flag.lstrip("-").partition("=")[0] for flag in overrides]
+    if _SLURM.value and "mode" in names:
+        raise UserError(
+            "--slurm queues a job again until all stages are done, expected no --mode"
+        )
 
 
 def _submit(command: Sequence[str], *, dry_run: bool) -> None:

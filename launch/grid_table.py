@@ -15,10 +15,12 @@ from launch.runs import is_finished
 Setting = Mapping[str, Any]  # values by the dotted keys that a run changes
 Record = dict[str, Any]  # values by column
 
+_VALIDATION = "mean_iou_on_validation"  # as in segmenter/summary.json
 _NOTE = (
     "On test: mean IoU in per cent and its difference to the plain network of the same "
     "run, in points; each the mean over runs, its sample standard deviation, smallest "
-    "and largest. Runs differ in seeds."
+    "and largest. Runs differ in seeds. Settings are compared on validation, by the "
+    "mean of mean IoU there; test is for the one that is chosen."
 )
 
 
@@ -26,13 +28,14 @@ def summarise(tables: Iterable[tuple[Setting, Mapping[str, Any]]]) -> list[Recor
     """Gathers runs by setting and model, both in the order in which they come.
 
     Args:
-      tables: of each run, what it changes, and its table.json. The spread is over keys
-        named "seed"; the others are columns.
+      tables: of each run, what it changes, and its table as `read_table` gives it. The
+        spread is over keys named "seed"; the others are columns.
 
     Returns:
-      Records of the settings' keys, model, num_runs, mean_iou and gain, each of the two
-      also with _std, _min and _max. None where there is no value: a key that a run
-      leaves as it is, the deviation of one run.
+      Records of the settings' keys, model, num_runs, mean_iou_on_validation, mean_iou
+      and gain, each of the last two also with _std, _min and _max. None where there is
+      no value: a key that a run leaves as it is, validation of a control, the deviation
+      of one run.
     """
     groups: dict[str, tuple[Setting, dict[str, list[Record]]]] = {}
     keys: dict[str, None] = {}
@@ -45,11 +48,18 @@ def summarise(tables: Iterable[tuple[Setting, Mapping[str, Any]]]) -> list[Recor
     return [
         {key: setting.get(key) for key in keys}
         | {"model": model, "num_runs": len(rows)}
+        | {_VALIDATION: _average([row[_VALIDATION] for row in rows])}
         | compute_spread("mean_iou", [row["mean_iou"] for row in rows])
         | compute_spread("gain", [row["gain"] for row in rows])
         for setting, models in groups.values()
         for model, rows in models.items()
     ]
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    """The mean; None if one of them is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def compute_spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
@@ -60,6 +70,26 @@ def compute_spread(name: str, values: Sequence[float]) -> dict[str, float | None
         f"{name}_min": min(values),
         f"{name}_max": max(values),
     }
+
+
+def read_table(workdir: pathlib.Path) -> dict[str, Any]:
+    """A finished run's table.json, with mean_iou_on_validation in each row.
+
+    That is in per cent, or None: of a control.
+    """
+    table, config, summary = (
+        json.loads((workdir / name).read_text())
+        for name in ("results/table.json", "config.json", "segmenter/summary.json")
+    )
+    plain = config["segmenter"]["title"]
+    reached = {plain: 100 * summary[_VALIDATION]}
+    for name in config["refiners"]:
+        path = workdir / "refiners" / name / "selection.json"
+        chosen = json.loads(path.read_text())["refined"]
+        title = f"{plain} + {config['refiner'][name]['title']}"
+        reached[title] = 100 * chosen["mean_iou"]
+    rows = [row | {_VALIDATION: reached.get(row["model"])} for row in table["rows"]]
+    return table | {"rows": rows}
 
 
 def write_grid_table(
@@ -73,10 +103,7 @@ def write_grid_table(
       folder: where they go.
     """
     tables = {
-        workdir.name: (
-            setting,
-            json.loads((workdir / "results" / "table.json").read_text()),
-        )
+        workdir.name: (setting, read_table(workdir))
         for workdir, setting in runs
         if is_finished(workdir)
     }
@@ -118,11 +145,14 @@ def _format_markdown(records: Sequence[Record]) -> str:
     keys = list(records[0])
     keys = keys[: keys.index("model")]
     spread = ["±", "min to max"]
-    header = [*keys, "model", "runs", "mean IoU", *spread, "gain", *spread]
-    lines = [header, ["---"] * (len(keys) + 1) + ["---:"] * 7]
+    header = [*keys, "model", "runs", "on validation"]
+    header += ["mean IoU", *spread, "gain", *spread]
+    lines = [header, ["---"] * (len(keys) + 1) + ["---:"] * 8]
     for record in records:
         values = ["-" if record[key] is None else str(record[key]) for key in keys]
         cells = [*values, record["model"], str(record["num_runs"])]
+        reached = record[_VALIDATION]
+        cells.append("-" if reached is None else f"{reached:.1f}")
         for name, form in (("mean_iou", "{:.1f}".format), ("gain", format_gain)):
             mean, deviation, low, high = (
                 record[name + end] for end in ("", "_std", "_min", "_max")

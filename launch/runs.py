@@ -52,15 +52,24 @@ def is_finished(workdir: pathlib.Path) -> bool:
 
 
 def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a finished workdir without its refiners, unless the target is there."""
+    """Copies a finished workdir without its refiners, unless the target is there.
+
+    Raises:
+      UserError: if writing fails; nothing is left of the copy.
+    """
     if target.exists() or not (source / "results").exists():
         return
     copy = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(source / "segmenter", copy / "segmenter")
-    for name in ("config.json", "data.json", "runs.jsonl"):
-        shutil.copy(source / name, copy)
-    copy.rename(target)
+    try:
+        shutil.copytree(source / "segmenter", copy / "segmenter")
+        for name in ("config.json", "data.json", "runs.jsonl"):
+            shutil.copy(source / name, copy)
+        copy.rename(target)
+    except OSError as error:
+        shutil.rmtree(copy, ignore_errors=True)
+        reason = error.strerror or error.args[0][0][2]  # the first that copytree lists
+        raise UserError(f"cannot copy {source} to {target}: {reason}") from error
 
 
 class Launcher:

@@ -11,10 +11,13 @@ import threading
 import time
 
 import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 
 from iterinf.errors import UserError
+from launch import grid as launch_grid
 from launch import runs as launch_runs
-from launch.grid import SLURM, Run, expand_grid, make_command, run_grid
+from launch.grid import SLURM, Run, _launch, expand_grid, make_command, run_grid
 from launch.grid_table import summarise, write_grid_table
 from launch.runs import UNFINISHED
 
@@ -186,29 +189,48 @@ def test_a_finished_run_gives_its_segmenter(tmp_path):
     assert not (tmp_path / "other" / "segmenter").exists()
 
 
+@pytest.mark.usefixtures("stub")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_others_run_where_one_cannot_begin(tmp_path, capsys, jobs):
+    """No segmenter to copy for one; a file is where the workdir of another must be."""
+    (tmp_path / "done" / "results").mkdir(parents=True)
+    (tmp_path / "done" / "results" / "table.json").touch()
+    (tmp_path / "file").touch()
+    runs = [Run("done", {}, "one"), Run("same", {}, "one"), *make_runs("file", "a")]
+    failed, unfinished = run_grid("x.py", runs, tmp_path, [], jobs=jobs)
+    assert (sorted(failed), unfinished) == (["file", "same"], [])
+    assert read_began(tmp_path) == ["a"]
+    assert f"same: cannot copy {tmp_path}/done to {tmp_path}/same: No such file" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / ".same.tmp").exists()
+
+
 def test_commands_under_slurm(tmp_path):
     run = Run("seed=1", {"seed": 1}, "")
-    command = make_command("x.py", run, tmp_path, ["--mode=sweep"], sbatch=["--gpus=1"])
+    command = make_command("x.py", run, tmp_path, ["--alsologtostderr"], sbatch=["-G1"])
     assert command == [
-        *("sbatch", "--job-name=seed=1", "--gpus=1", str(SLURM)),
+        *("sbatch", "--job-name=seed=1", "-G1", str(SLURM)),
         *("--config=x.py", f"--workdir={tmp_path}/seed=1"),
-        *("--mode=sweep", "--config.seed=1"),
+        *("--alsologtostderr", "--config.seed=1"),
     ]
 
 
-def make_table(plain, gain, *models):
+def make_table(plain, gain, *models, **more):
     rows = [{"model": "FCN8", "mean_iou": plain, "gain": 0.0}]
     rows += [{"model": m, "mean_iou": plain + gain, "gain": gain} for m in models]
+    rows = [row | more for row in rows]
     return {"rows": rows, "provenance": {"commit": "abc", "command": "python"}}
 
 
 def test_the_spread_is_over_seeds_at_each_other_setting():
+    a, b, none = ({"mean_iou_on_validation": value} for value in (41.0, 42.5, None))
     tables = [
-        ({"seed": 0, SIGMA: 0.1}, make_table(40.0, 1.0, "DAE")),
-        ({"seed": 0, SIGMA: 0.2}, make_table(40.0, 5.0, "DAE")),
-        ({"seed": 1, SIGMA: 0.1}, make_table(42.0, 2.0, "DAE", "CRF")),
-        ({SIGMA: 0.1, "seed": 2}, make_table(44.0, 6.0, "DAE")),
-        ({"dataset.options.seed": 9}, make_table(50.0, 0.0)),
+        ({"seed": 0, SIGMA: 0.1}, make_table(40.0, 1.0, "DAE", **a)),
+        ({"seed": 0, SIGMA: 0.2}, make_table(40.0, 5.0, "DAE", **none)),
+        ({"seed": 1, SIGMA: 0.1}, make_table(42.0, 2.0, "DAE", "CRF", **a)),
+        ({SIGMA: 0.1, "seed": 2}, make_table(44.0, 6.0, "DAE", **b)),
+        ({"dataset.options.seed": 9}, make_table(50.0, 0.0, **b)),
     ]
     rows = {(row[SIGMA], row["model"]): row for row in summarise(tables)}
     assert list(rows) == [
@@ -217,7 +239,7 @@ def test_the_spread_is_over_seeds_at_each_other_setting():
     ]
     assert rows[0.1, "FCN8"] == {
         **{SIGMA: 0.1, "model": "FCN8", "num_runs": 3},
-        **{"mean_iou": 42.0, "mean_iou_std": 2.0},
+        **{"mean_iou_on_validation": 41.5, "mean_iou": 42.0, "mean_iou_std": 2.0},
         **{"mean_iou_min": 40.0, "mean_iou_max": 44.0},
         **{"gain": 0.0, "gain_std": 0.0, "gain_min": 0.0, "gain_max": 0.0},
     }
@@ -226,6 +248,7 @@ def test_the_spread_is_over_seeds_at_each_other_setting():
     assert rows[0.1, "CRF"]["num_runs"] == 1
     assert rows[0.1, "CRF"]["gain_std"] is None
     assert rows[0.2, "DAE"]["mean_iou"] == 45.0
+    assert rows[0.2, "DAE"]["mean_iou_on_validation"] is None
 
 
 def test_the_table_is_written_of_what_is_finished(tmp_path, capsys):
@@ -233,16 +256,24 @@ def test_the_table_is_written_of_what_is_finished(tmp_path, capsys):
     write_grid_table(runs, tmp_path)
     assert not (tmp_path / "table.md").exists()
     assert "no run is finished yet" in capsys.readouterr().out
+    config = {"segmenter": {"title": "FCN8"}, "refiners": ["dae"]}
+    config |= {"refiner": {"dae": {"title": "DAE(y|h)"}}}
+    title = "FCN8 + DAE(y|h)"
     for (workdir, _), gain in zip(runs[:2], (1.0, 2.0), strict=True):
-        (workdir / "results").mkdir(parents=True)
-        table = json.dumps(make_table(40.0, gain, "FCN8 + DAE(y|h)"))
-        (workdir / "results" / "table.json").write_text(table)
+        for path, content in {
+            "results/table.json": make_table(40.0, gain, title, f"{title}, damped"),
+            "config.json": config,
+            "segmenter/summary.json": {"mean_iou_on_validation": 0.5},
+            "refiners/dae/selection.json": {"refined": {"mean_iou": 0.5 + gain / 10}},
+        }.items():
+            (workdir / path).parent.mkdir(parents=True, exist_ok=True)
+            (workdir / path).write_text(json.dumps(content))
     write_grid_table(runs, tmp_path)
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert lines[3] == (
-        "| FCN8 + DAE(y\\|h) | 2 | 41.5 | 0.7 | 41.0 to 42.0 "
-        "| +1.5 | 0.7 | +1.0 to +2.0 |"
-    )
+    test = "41.5 | 0.7 | 41.0 to 42.0 | +1.5 | 0.7 | +1.0 to +2.0 |"
+    assert lines[2].startswith("| FCN8 | 2 | 50.0 | 40.0 |")
+    assert lines[3] == f"| FCN8 + DAE(y\\|h) | 2 | 65.0 | {test}"
+    assert lines[4] == f"| FCN8 + DAE(y\\|h), damped | 2 | - | {test}"
     assert "Not finished: seed=2." in lines
     document = json.loads((tmp_path / "table.json").read_text())
     assert document["unfinished"] == ["seed=2"]
@@ -296,6 +327,45 @@ def test_values_of_all_kinds_reach_the_run_after_one_that_fails(tmp_path):
         for part in key.split("."):
             found = found[part]
         assert found == (list(value) if isinstance(value, tuple) else value), key
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--devices=0,1", "--jobs=0"], "--devices runs a job on each GPU"),
+        (["--devices=0,1", "--slurm"], "--devices runs a job on each GPU"),
+        (["--slurm", "--", "--mode=sweep"], "--slurm queues a job again"),
+        (["--slurm", "--", "-mode", "sweep"], "--slurm queues a job again"),
+    ],
+)
+def test_flags_that_cannot_go_together(tmp_path, flags, message):
+    path = write_config(tmp_path, "add(seed=1)")
+    with flagsaver.flagsaver():
+        _, *rest = absl_flags.FLAGS(["grid", *flags])
+        with pytest.raises(UserError, match=message):
+            _launch(str(path), tmp_path / "runs", ["grid", *rest])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_segmenter_is_taken_over_before_a_job_is_submitted(tmp_path, monkeypatch):
+    path = write_config(tmp_path, "add(seed=1)", "add(seed=1, refiners=['dae_y'])")
+    done, same = (tmp_path / run.name for run in expand_grid(path))
+    for name in ("results/table.json", "segmenter/summary.json"):
+        (done / name).parent.mkdir(parents=True)
+        (done / name).touch()
+    for name in ("config.json", "data.json", "runs.jsonl"):
+        (done / name).touch()
+    submitted = []
+
+    def submit(command, *, dry_run):
+        submitted.append((command[0], dry_run, (same / "segmenter").exists()))
+
+    monkeypatch.setattr(launch_grid, "_submit", submit)
+    for flags in (["--slurm", "--dry_run"], ["--slurm"]):
+        with flagsaver.flagsaver():
+            absl_flags.FLAGS(["grid", *flags])
+            assert _launch(str(path), tmp_path, ["grid"]) == 0
+    assert submitted == [("sbatch", True, False), ("sbatch", False, True)]
 
 
 def test_what_is_to_run_is_printed_or_refused(tmp_path):

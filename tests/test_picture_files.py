@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from iterinf.errors import UserError
 from iterinf.experiment import run
 from iterinf.files import lock_folder
 from iterinf.picture_files import find_pictures, predict_files
+from iterinf.pipeline import Pipeline
 from tests import tiny
 from tests.test_main import run_main
 
@@ -113,6 +115,53 @@ def test_probabilities_of_another_network(finished, photos, tmp_path, rng, capsy
     np.testing.assert_array_equal(
         read_label(tmp_path / "out" / "labels" / "one.png"), expected
     )
+
+
+def test_what_is_not_finite_is_named_and_not_written(
+    finished, photos, tmp_path, capsys, monkeypatch
+):
+    """A black picture's y is nan here; the one that shares its batch is as it was."""
+    refine = Pipeline.refine
+
+    def break_black(self, networks, candidate, **options):
+        refinement = refine(self, networks, candidate, **options)
+        black = candidate.image.max(axis=(1, 2, 3), keepdims=True) == 0
+        return refinement._replace(y=jnp.where(black, jnp.nan, refinement.y))
+
+    monkeypatch.setattr(Pipeline, "refine", break_black)
+    black = np.zeros((64, 96, 3), np.uint8)
+    (photos / "black.png").write_bytes(encode_png(black))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="1 of 3 pictures could not be used"):
+        predict_files(finished, images=str(photos), output=str(out))
+    message = "black.png gets probabilities that are not finite at 32x48"
+    assert message in capsys.readouterr().err
+    assert {path.stem for path in (out / "labels").iterdir()} == {"one", "two"}
+    with pytest.raises(UserError, match="the image gets .* not finite"):
+        iterinf.load(finished).predict(black)
+
+
+def test_a_legend_is_written_with_the_first_picture_and_never_replaced(
+    finished, tmp_path, rng
+):
+    options = {"images": str(tmp_path / "photos"), "output": str(tmp_path / "out")}
+    broken = tmp_path / "photos" / "a.png"
+    broken.parent.mkdir()
+    broken.touch()
+    with pytest.raises(UserError, match="1 of 1 pictures"):
+        predict_files(finished, **options)
+    assert not (tmp_path / "out").exists()
+    save(tmp_path / "photos" / "b.png", 64, 96, rng)
+    legend = tmp_path / "out" / "classes.json"
+    for _ in range(2):
+        with pytest.raises(UserError, match="1 of 2 pictures"):
+            predict_files(finished, **options)
+        assert (tmp_path / "out" / "legend.png").exists()
+        assert legend.exists()
+    legend.write_text('{"classes": ["mine"]}')
+    with pytest.raises(UserError, match="out/classes.json is there and tells of other"):
+        predict_files(finished, **options)
+    assert legend.read_text() == '{"classes": ["mine"]}'
 
 
 def test_names_are_paths_below_the_folder_of_all(tmp_path, rng):

@@ -60,7 +60,7 @@ def check_dataset(
       UserError: naming all that is wrong (the first 20 of it), if anything is.
     """
     problems: list[str] = []
-    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    splits = dataset.splits
     census = {}
     with tqdm(
         desc=f"checking {dataset.name}",

@@ -118,6 +118,15 @@ class Dataset(NamedTuple):
         """The number of classes k, void not counted."""
         return len(self.classes)
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three by name."""
+        return {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
+
 
 def stack_records(records: Sequence[Record]) -> Batch:
     """Stacks records of one size.
@@ -177,11 +186,6 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     Beside that, what is needed to predict without it: colors, the size of an image, and
     how many channels the outputs of a network that ran elsewhere have.
     """
-    splits = {
-        "train": dataset.train,
-        "validation": dataset.validation,
-        "test": dataset.test,
-    }
     record = dataset.train[0]
     described: dict[str, Any] = {
         "classes": list(dataset.classes),
@@ -189,7 +193,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "size": list(record.label.shape),
         "outputs": {name: a.shape[-1] for name, a in record.outputs.items()},
     }
-    for name, split in splits.items():
+    for name, split in dataset.splits.items():
         first = split[0]
         described[name] = {
             "records": len(split),

@@ -19,7 +19,7 @@ _NAME_HEIGHT = 30  # pixels, above a pair
 _MAX_NAME = 60  # characters
 _WIDTH = 14.0  # inches of the figure
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 def plot_contact_sheet(dataset: Dataset) -> Figure:
@@ -28,11 +28,7 @@ def plot_contact_sheet(dataset: Dataset) -> Figure:
     Args:
       dataset: read at the images that are shown.
     """
-    splits = {
-        "train": dataset.train,
-        "validation": dataset.validation,
-        "test": dataset.test,
-    }
+    splits = dataset.splits
     records = {name: _pick_records(split) for name, split in splits.items()}
     sheets = {
         name: _arrange([_paint_pair(record, dataset.colors) for record in shown])
@@ -70,7 +66,7 @@ def _pick_records(split: Split) -> list[Record]:
     return [split[int(position)] for position in positions]
 
 
-def _paint_pair(record: Record, colors: UInt8[np.ndarray, "colors 3"]) -> Picture:
+def _paint_pair(record: Record, colors: UInt8[np.ndarray, "colors 3"]) -> Pixels:
     """The image and, right of it, its label map, both of one length."""
     painted = colors[np.minimum(record.label, len(colors) - 1)]
     height, width = record.label.shape
@@ -85,7 +81,7 @@ def _paint_pair(record: Record, colors: UInt8[np.ndarray, "colors 3"]) -> Pictur
     return np.concatenate([image, gap, label], axis=1)
 
 
-def _arrange(pairs: Sequence[Picture]) -> Picture:
+def _arrange(pairs: Sequence[Pixels]) -> Pixels:
     """Pairs on white, in equal cells with room for a name above each."""
     height = max(pair.shape[0] for pair in pairs) + _NAME_HEIGHT
     width = max(pair.shape[1] for pair in pairs) + 3 * _GAP
@@ -98,7 +94,7 @@ def _arrange(pairs: Sequence[Picture]) -> Picture:
     return sheet
 
 
-def _write_names(axis: Axes, records: Sequence[Record], sheet: Picture) -> None:
+def _write_names(axis: Axes, records: Sequence[Record], sheet: Pixels) -> None:
     num_rows = -(-len(records) // _NUM_COLUMNS)
     height, width = sheet.shape[0] // num_rows, sheet.shape[1] // _NUM_COLUMNS
     for index, record in enumerate(records):

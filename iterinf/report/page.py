@@ -5,7 +5,6 @@ What it shows is one JSON object; page.js, charts.js and viewer.js draw it.
 
 import base64
 import html
-import io
 import json
 import math
 import pathlib
@@ -14,18 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
 from iterinf.data.dataset import Dataset
 from iterinf.evaluation import Row
 from iterinf.files import write_atomically
+from iterinf.report.pictures import encode_jpeg
 from iterinf.report.results import RefinerResult, choose_map, read_curves
 from iterinf.report.trajectories import Picture, pack_maps
 
 _FOLDER = pathlib.Path(__file__).parent
 _SCRIPTS = ("page.js", "charts.js", "viewer.js")
-_QUALITY = 90  # of JPEG
 
 
 def write_page(
@@ -127,22 +125,17 @@ def _describe_picture(
         for name, maps in picture.refined.items()
     }
     nothing = np.zeros_like(segmented)
+    jpeg = _to_text(encode_jpeg(picture.record.image))
     return {
         "name": picture.record.name,
         "height": label.shape[0],
         "width": label.shape[1],
-        "image": f"data:image/jpeg;base64,{_to_text(_to_jpeg(picture.record.image))}",
+        "image": f"data:image/jpeg;base64,{jpeg}",
         "label": _to_text(pack_maps(label[None], nothing)),
         "segmented": _to_text(pack_maps(segmented[None], nothing)),
         "refined": refined,
         "gained": gained,
     }
-
-
-def _to_jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, format="jpeg", quality=_QUALITY)
-    return content.getvalue()
 
 
 def _to_text(content: bytes) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 Labels = UInt8[np.ndarray, "h w"]
-Picture = UInt8[np.ndarray, "h w 3"]
+Pixels = UInt8[np.ndarray, "h w 3"]
 Colors = UInt8[np.ndarray, "colors 3"]  # RGB, one a class
 
 _GAP = 8  # white columns between panels
@@ -18,26 +18,26 @@ _MILLISECONDS = 150  # a frame
 _LAST_MILLISECONDS = 1500
 
 
-def dim(image: Picture) -> Picture:
+def dim(image: Pixels) -> Pixels:
     """The image in grey, at half its brightness."""
     grey = (image.sum(axis=-1, dtype=np.uint16) // 6).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def overlay(image: Picture, labels: Labels, colors: Colors) -> Picture:
+def overlay(image: Pixels, labels: Labels, colors: Colors) -> Pixels:
     """The mean of the image and the colours of its classes."""
     return image // 2 + colors[labels] // 2
 
 
 def paint_changes(
-    image: Picture, before: Labels, after: Labels, colors: Colors
-) -> Picture:
+    image: Pixels, before: Labels, after: Labels, colors: Colors
+) -> Pixels:
     """Pixels whose class changed, in the colour of the new one; the rest dim grey."""
     return np.where((before != after)[..., None], colors[after], dim(image))
 
 
 def place_side_by_side(
-    image: Picture, label_maps: Sequence[Labels], colors: Colors, *, width: int
+    image: Pixels, label_maps: Sequence[Labels], colors: Colors, *, width: int
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """The image and then label maps in their colours, on white.
 
@@ -80,12 +80,12 @@ def encode_label_map(labels: Labels, colors: Colors) -> bytes:
     return _encode(_to_palette(labels, colors), "png")
 
 
-def encode_png(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
+def encode_png_fast(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
     """A PNG, larger than it could be, in a fraction of the time."""
     return _encode(Image.fromarray(image), "png", compress_level=1)
 
 
-def encode_jpeg(image: Picture) -> bytes:
+def encode_jpeg(image: Pixels) -> bytes:
     """A JPEG of good quality."""
     return _encode(Image.fromarray(image), "jpeg", quality=90)
 

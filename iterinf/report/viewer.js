@@ -22,7 +22,7 @@ async function inflate(text) {
   return new Uint8Array(await new Response(inflated).arrayBuffer());
 }
 
-/** Undoes `pack_maps` of pictures.py: each map is XORed with the one before. */
+/** Undoes `pack_maps` of trajectories.py: each map is XORed with the one before. */
 async function unpack(text, start) {
   const maps = await inflate(text);
   for (let i = 0; i < start.length; i++) maps[i] ^= start[i];
