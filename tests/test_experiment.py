@@ -93,12 +93,14 @@ def test_its_page_shows_what_was_counted(workdir):
     dataset = Experiment(tiny.get_config(), workdir).dataset
     assert {p["name"] for p in document["pictures"]} == set(dataset.test.names)
     plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
+    shown, changed = set(), set()
     for picture in document["pictures"]:
         index = dataset.test.names.index(picture["name"])
         label, start = dataset.test[index].label, np.zeros((32, 48), np.uint8)
         packed = base64.b64decode(picture["segmented"])
         segmented = unpack_maps(packed, start)[0]
         assert (segmented == label).sum() == np.trace(plain[index])
+        shown |= set(segmented.flat)
         for refiner in document["curves"]:
             texts = picture["refined"][refiner["name"]]
             assert len(texts) == 2
@@ -110,6 +112,10 @@ def test_its_page_shows_what_was_counted(workdir):
             right = (maps[refiner["num_iterations"]] == label).sum()
             # A batch of other images may round a tie otherwise.
             assert abs(right - np.trace(test["refined"][index])) <= 2
+            if (maps[1:] != segmented).any():
+                changed.add(refiner["name"])
+    assert len(shown) > 1
+    assert changed == {"dae_y", "dae_ytrue"}
 
 
 def test_its_page_opens(workdir):

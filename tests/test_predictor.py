@@ -69,6 +69,8 @@ def test_labels_are_those_of_the_table(finished, images, scale):
     found = iterinf.load(finished, "dae_y", scale).predict(images[0])
     np.testing.assert_array_equal(found.labels, expected[0])
     np.testing.assert_array_equal(found.initial_labels, plain[0])
+    assert len(np.unique(found.labels)) > 1
+    assert (found.labels != found.initial_labels).any()
     np.testing.assert_array_equal(found.y.argmax(-1), expected[0])
     np.testing.assert_array_equal(found.compute_probabilities(), found.y)
     assert found.trajectory is None
