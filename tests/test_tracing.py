@@ -50,9 +50,6 @@ def test_nothing_is_traced_by_default(tmp_path):
     assert any((tmp_path / "all").rglob("*.xplane.pb"))
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="its ProfileData may end the process"
-)
 def test_a_table_sums_operations_of_a_kind(tmp_path):
     @jax.jit
     def compute(x):
