@@ -25,9 +25,10 @@ def folder(finished, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def experiment(finished):
-    """The finished experiment with its data."""
-    return Experiment(tiny.get_config(), finished)
+def experiment(finished, tmp_path_factory):
+    """The finished experiment with its data, in a copy: it writes its config anew."""
+    workdir = shutil.copytree(finished, tmp_path_factory.mktemp("experiment") / "run")
+    return Experiment(tiny.get_config(), workdir)
 
 
 def change_json(path, **changes):
