@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from iterinf.devices import create_replication
 from iterinf.errors import UserError
 from iterinf.files import create_folder
-from iterinf.processes import ask_first
+from iterinf.processes import ask_first, is_any
 
 _METRIC = "monitored"
 
@@ -181,6 +182,71 @@ class Checkpoints:
         with contextlib.suppress(*([UserError] if error else [])):
             self.wait()
         self._manager.close()
+
+
+class _Epoch(NamedTuple):
+    """Arguments of `Checkpoints.save`."""
+
+    step: int
+    model: Any
+    train: Any
+    progress: Progress
+    value: float | None
+
+
+class CheckpointWriter:
+    """Writes the ends of epochs, but where they come fast only some of them.
+
+    Of those between, the best and the last are kept on the devices. They are written
+    once enough time has passed, when training ends, and, by a single process, if an
+    error ends it: a kill alone costs what was done since the last checkpoint.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, seconds: float):
+        """Writes the first epoch at once.
+
+        Args:
+          checkpoints: of the run.
+          seconds: at least, between two writes; 0: every epoch is written.
+        """
+        self._checkpoints = checkpoints
+        self._seconds = seconds
+        self._written = -float("inf")
+        self._waiting: list[_Epoch] = []
+
+    def add(
+        self,
+        step: int,
+        model: Any,
+        train: Any,
+        progress: Progress,
+        value: float | None,
+    ) -> None:
+        """Takes what `Checkpoints.save` takes, in arrays that will not be donated."""
+        best = [epoch for epoch in self._waiting if epoch.value is not None]
+        newest = _Epoch(step, model, train, progress, value)
+        self._waiting = [newest] if value is not None else [*best, newest]
+
+    def is_due(self) -> bool:
+        """Whether it is time to write; all processes agree."""
+        return is_any(time.monotonic() - self._written >= self._seconds)
+
+    def write(self) -> None:
+        """Writes what is waiting; raises as `Checkpoints.save` does."""
+        waiting, self._waiting = self._waiting, []
+        self._written = time.monotonic()
+        for epoch in waiting:
+            self._checkpoints.save(*epoch)
+
+    def __enter__(self) -> "CheckpointWriter":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Writes what an error would lose, where no other process is to agree."""
+        if jax.process_count() == 1:
+            with contextlib.suppress(*([UserError] if error else [])):
+                self.write()
 
 
 def has_checkpoint(folder: pathlib.Path) -> bool:

@@ -20,6 +20,7 @@ from iterinf.processes import ask_first
 _UNBOUND = (  # shape no result; what shapes one takes another workdir
     "refiners",
     "progress",
+    "checkpoint_seconds",
     "trace_steps",
     "loader",
     "processes",
@@ -93,6 +94,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "sigma",
             "jitter",
             "stop",
+            "checkpoint_seconds",
             "trace_steps",
             "num_images",
         ),

@@ -94,6 +94,7 @@ class Experiment:
             seed=config.seed,
             num_threads=config.loader.num_threads,
             trace_steps=config.trace_steps,
+            checkpoint_seconds=config.checkpoint_seconds,
         )
         self._check_parts()
         keep_settings(workdir, self._settings)

@@ -35,6 +35,7 @@ class Trainer:
       seed: of initialisation, of steps, and of the order of images and their crops.
       num_threads: that read batches ahead.
       trace_steps: of each phase, see `iterinf.tracing`.
+      checkpoint_seconds: at least, between checkpoints.
     """
 
     split: Split
@@ -42,6 +43,7 @@ class Trainer:
     seed: int
     num_threads: int
     trace_steps: int
+    checkpoint_seconds: float
 
     def initialise(self, network: nn.Module, inputs: Any) -> Params:
         """A network's parameters before training."""
@@ -122,6 +124,7 @@ class Trainer:
             frozen=frozen,
             title=title,
             trace_steps=self.trace_steps,
+            checkpoint_seconds=self.checkpoint_seconds,
         )
 
     def count_steps(self, training: ConfigDict) -> int:

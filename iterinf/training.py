@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 from tqdm import tqdm
 
-from iterinf.checkpoints import Checkpoints, Progress
+from iterinf.checkpoints import Checkpoints, CheckpointWriter, Progress
 from iterinf.devices import create_replication, replicate, use_all_devices
 from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_lines
@@ -209,6 +209,7 @@ def fit(
     frozen: Any = None,
     title: str,
     trace_steps: int = 0,
+    checkpoint_seconds: float = 0.0,
 ) -> Params:
     """Trains until the epochs or the patience are used up; goes on where it was.
 
@@ -223,6 +224,7 @@ def fit(
       frozen: handed to `train_step`.
       title: of the progress bar.
       trace_steps: of a trace in `folder`/trace.
+      checkpoint_seconds: at least, between checkpoints of ends of epochs.
 
     Returns:
       The parameters that did best on the monitored metric.
@@ -242,6 +244,7 @@ def fit(
             state = replicate(state)
         else:
             state, progress = _restore(checkpoints, state)
+        writer = stack.enter_context(CheckpointWriter(checkpoints, checkpoint_seconds))
         log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
         step_compiled = jax.jit(
             train_step, donate_argnums=0, out_shardings=create_replication()
@@ -253,10 +256,12 @@ def fit(
         bar = _open_bar(title, schedule, state, hidden=progress.finished)
         while not progress.finished:
             started, waited = time.monotonic(), 0.0
-            state = jax.tree.map(jnp.copy, state)  # what is being saved is not donated
+            state = jax.tree.map(jnp.copy, state)  # what is to be saved is not donated
             for step in range(int(state.step), _end_of_epoch(progress, schedule)):
                 if interruption.ends_at(step):
-                    _save_and_exit(checkpoints, state, progress)
+                    _check_finite(state)
+                    _add(writer, state, progress, None)
+                    _save_and_exit(writer, checkpoints, step)
                 trace.advance(state.step)
                 asked = time.monotonic()
                 batch = next(batches)
@@ -276,9 +281,11 @@ def fit(
             bar.set_postfix({schedule.monitor: f"{value:.4f}"}, refresh=False)
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
             improved = progress.best_epoch == progress.epoch
-            _save(checkpoints, state, progress, value if improved else None)
+            _add(writer, state, progress, value if improved else None)
             if is_any(interruption.requested):
-                _save_and_exit(checkpoints, state, progress)
+                _save_and_exit(writer, checkpoints, int(state.step))
+            if progress.finished or writer.is_due():
+                writer.write()
         bar.close()
         return checkpoints.restore_best({"params": state.model})["params"]
 
@@ -331,23 +338,22 @@ def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
     return progress._replace(epoch=epoch, finished=finished)
 
 
-def _save(
-    checkpoints: Checkpoints,
+def _add(
+    writer: CheckpointWriter,
     state: TrainState,
     progress: Progress,
     value: float | None,
 ) -> None:
     model, train = _split(state)
-    checkpoints.save(int(state.step), model, train, progress, value)
+    writer.add(int(state.step), model, train, progress, value)
 
 
 def _save_and_exit(
-    checkpoints: Checkpoints, state: TrainState, progress: Progress
-) -> None:
-    _check_finite(state)
-    _save(checkpoints, state, progress, None)
+    writer: CheckpointWriter, checkpoints: Checkpoints, step: int
+) -> NoReturn:
+    writer.write()
     checkpoints.wait()
-    say(f"SIGTERM: saved at step {int(state.step)}; the same command goes on")
+    say(f"SIGTERM: saved at step {step}; the same command goes on")
     raise SystemExit(0)
 
 

@@ -89,6 +89,7 @@ def run_fit(
     loss=compute_loss,
     evaluate=evaluate,
     ema_decay=0.0,
+    checkpoint_seconds=0.0,
     **options,
 ):
     """Trains the layer with RMSprop."""
@@ -108,6 +109,7 @@ def run_fit(
         folder,
         Schedule(**schedule | options),
         title="test",
+        checkpoint_seconds=checkpoint_seconds,
     )
 
 
@@ -277,6 +279,33 @@ def test_the_average_of_the_parameters_is_validated_kept_and_resumed(tmp_path):
         )
 
 
+@pytest.mark.parametrize("last", [None, 9, 11])
+def test_between_checkpoints_the_best_and_the_last_epoch_wait(tmp_path, last):
+    values = iter([5.0, 3.0, 1.0, 4.0, 2.0])  # of epochs that end at steps 3, 6, ...
+    seen, saved = [], []
+
+    def evaluate(params):
+        seen.append(jax.tree.map(np.array, params))
+        return {"validation/loss": next(values)}
+
+    class Writes(Checkpoints):
+        def save(self, step, *args):
+            saved.append(step)
+            super().save(step, *args)
+
+    options = {"evaluate": evaluate, "num_epochs": 5, "checkpoint_seconds": 1e9}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(iterinf.training, "Checkpoints", Writes)
+        if last:
+            batches = make_failing_batches(last, terminate)
+            with pytest.raises(SystemExit):
+                run_fit(tmp_path, batches=batches, **options)
+        params = run_fit(tmp_path, **options)
+    assert saved == {None: [3, 9, 15], 9: [3, 9, 10, 12, 15], 11: [3, 9, 12, 15]}[last]
+    assert_equal(params, seen[2])
+    assert len(read_log(tmp_path)) == 5
+
+
 @pytest.mark.parametrize("maximize", [False, True])
 def test_patience_ends_it_and_the_best_parameters_come_back(tmp_path, maximize):
     values = iter([5.0, 3.0, 4.0, 3.0, 9.0])
@@ -340,10 +369,17 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
 @pytest.mark.parametrize("moment", [0, 4, 6, 11])
-def test_cut_off_and_started_again_it_ends_bit_for_bit(tmp_path, uninterrupted, moment):
+def test_cut_off_and_started_again_it_ends_bit_for_bit(
+    tmp_path, uninterrupted, moment, seconds
+):
     with pytest.raises(PowerCutError):
-        run_fit(tmp_path, batches=make_failing_batches(moment, cut_power))
+        run_fit(
+            tmp_path,
+            batches=make_failing_batches(moment, cut_power),
+            checkpoint_seconds=seconds,
+        )
     starts = []
 
     def make(first):

@@ -37,5 +37,6 @@ def get_config():
             "bilateral_weight": (1.0, 3.0),
         },
     )
+    config.checkpoint_seconds = 0.0
     config.evaluation.update(batch_size=2, sweep_batch_size=2, num_resamples=50)
     return config
