@@ -42,6 +42,7 @@ from iterinf.files import create_folder
 from iterinf.settings import check_settings, flatten
 from launch.grid_table import write_grid_table
 from launch.runs import (
+    JOBS,
     MAIN,
     UNFINISHED,
     WORKDIR,
@@ -56,7 +57,6 @@ SLURM = pathlib.Path(__file__).with_name("slurm.sh")
 _MOST_CHARACTERS = 200  # of the name of a workdir
 
 _CONFIG = flags.DEFINE_string("config", None, "A file of configs/ with a grid.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=0)
 _DEVICES = flags.DEFINE_list("devices", [], "GPUs: a run at once on each.")
 _SLURM = flags.DEFINE_boolean("slurm", False, "Submits the runs by sbatch.")
 _SBATCH = flags.DEFINE_string("sbatch", "", "Flags of sbatch, e.g. '--gpus-per-node=1'")
@@ -199,7 +199,7 @@ def run_grid(
 def _take_over_segmenter(run: Run, runs: Sequence[Run], root: pathlib.Path) -> None:
     """Copies the segmenter of a finished run that has the same, unless there is one."""
     for other in runs:
-        if other.segmenter == run.segmenter:
+        if other.segmenter == run.segmenter and is_finished(root / other.name):
             copy_segmenter(root / other.name, root / run.name)
 
 
@@ -251,7 +251,7 @@ def _launch(config: str, root: pathlib.Path, argv: list[str]) -> int:
     failed: list[str] = []
     unfinished: list[str] = []
     devices = _DEVICES.value or []
-    jobs = len(devices) or _JOBS.value
+    jobs = len(devices) or JOBS.value
     if jobs:
         failed, unfinished = run_grid(
             config, runs, root, overrides, jobs=jobs, devices=devices
@@ -265,7 +265,7 @@ def _launch(config: str, root: pathlib.Path, argv: list[str]) -> int:
 
 def _check_flags(overrides: Sequence[str]) -> None:
     """Raises UserError for flags that cannot go together."""
-    if _DEVICES.value and (_JOBS.present or _SLURM.value):
+    if _DEVICES.value and (JOBS.present or _SLURM.value):
         raise UserError(
             "--devices runs a job on each GPU that it names, expected it without "
             "--jobs and --slurm"

@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -17,9 +18,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
+from iterinf.files import create_folder
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
 MAIN = (sys.executable, "-m", "iterinf.main")
+JOBS = flags.DEFINE_integer("jobs", 1, "Processes at once.", lower_bound=0)
 WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a run, and the table.")
 _GRACE = 60  # seconds to save in, before a run is killed
 
@@ -52,13 +55,14 @@ def is_finished(workdir: pathlib.Path) -> bool:
 
 
 def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a finished workdir without its refiners, unless the target is there.
+    """Copies a workdir, its segmenter trained, without refiners, if there is no target.
 
     Raises:
       UserError: if writing fails; nothing is left of the copy.
     """
-    if target.exists() or not (source / "results").exists():
+    if target.exists():
         return
+    create_folder(target.parent)
     copy = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(copy, ignore_errors=True)
     try:
@@ -70,6 +74,44 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.rmtree(copy, ignore_errors=True)
         reason = error.strerror or error.args[0][0][2]  # the first that copytree lists
         raise UserError(f"cannot copy {source} to {target}: {reason}") from error
+
+
+def run_in_parts(
+    run: Callable[[pathlib.Path, Sequence[str]], bool],
+    workdir: pathlib.Path,
+    refiners: Sequence[str],
+) -> bool:
+    """Trains a segmenter, then all refiners at once; the numbers are those of one run.
+
+    Every refiner has a workdir of its own in WORKDIR.parts, on a copy of the segmenter.
+    Where it is finished, its folder moves to the whole.
+
+    Args:
+      run: (workdir, flags) -> whether it is finished; several threads call it.
+      workdir: of the whole.
+      refiners: names of the config.
+
+    Returns:
+      Whether the whole is finished.
+    """
+    if not is_finished(workdir) and not run(workdir, ["--mode=train_segmenter"]):
+        return False
+
+    def run_part(name: str) -> bool:
+        whole = workdir / "refiners" / name
+        if (whole / "test.npz").exists():
+            return True
+        part = workdir.with_name(f"{workdir.name}.parts") / name
+        copy_segmenter(workdir, part)
+        if not run(part, ["--mode=evaluate", f"--config.refiners={(name,)!r}"]):
+            return False
+        create_folder(whole.parent)
+        (part / "refiners" / name).rename(whole)
+        return True
+
+    with ThreadPoolExecutor(max(1, len(refiners))) as pool:
+        finished = list(pool.map(run_part, refiners))
+    return all(finished) and run(workdir, [])
 
 
 class Launcher:

@@ -8,34 +8,44 @@ one in its refiners alone takes over that one's segmenter. When --minutes are ov
 run in progress is told to save and this script ends with status 75 ("try again"):
 call it again, until it ends with 0. What stands after -- is handed to every run. The
 table is written after each call, of what is finished by then.
+
+--jobs=N, on one GPU that no training fills, runs N processes at once, which share its
+memory: the configs', and after a segmenter all refiners of its config. Each prints to
+log.txt in its workdir. --jobs=0 runs nothing and writes the table.
 """
 
+import ast
 import csv
-import functools
 import json
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
 from iterinf.errors import UserError
 from iterinf.files import create_folder, write_atomically
 from launch.runs import (
+    JOBS,
     UNFINISHED,
     WORKDIR,
     Launcher,
     copy_segmenter,
     describe_segmenter,
+    is_finished,
     read_config_file,
+    run_in_parts,
 )
 
 PAPER = pathlib.Path(__file__).with_name("table1_paper.csv")
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Files of configs/, by their stem.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
+_REFINERS = "--config.refiners="
 
 
 def combine_tables(
@@ -108,39 +118,104 @@ def write_combined_table(
     print(f"\n{table}\n\n{folder / 'table1.md'}")
 
 
-def _run(argv: list[str]) -> None:
+class _Block(NamedTuple):
+    """A config, with the workdir of its numbers."""
+
+    path: pathlib.Path
+    workdir: pathlib.Path
+    segmenter: str  # see `describe_segmenter`
+    refiners: tuple[str, ...]
+
+
+def _read_block(name: str, root: pathlib.Path, overrides: Sequence[str]) -> _Block:
+    path = pathlib.Path(name)
+    if path.suffix != ".py":
+        path = PAPER.parent.parent / "configs" / f"{name}.py"
+    config = read_config_file(path)["get_config"]()
+    refiners = config.refiners
+    for override in overrides:
+        if override.startswith(_REFINERS):
+            refiners = ast.literal_eval(override.removeprefix(_REFINERS))
+    return _Block(path, root / path.stem, describe_segmenter(config), tuple(refiners))
+
+
+def _run_blocks(
+    blocks: Sequence[_Block], overrides: Sequence[str], launcher: Launcher, *, jobs: int
+) -> list[bool]:
+    """Runs configs one after the other, or with several jobs in parts, at once.
+
+    Returns:
+      Of each, whether it is finished.
+    """
     started = time.monotonic()
-    root, unfinished = pathlib.Path(str(WORKDIR.value)), []
+    places = threading.Semaphore(jobs)
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"} if jobs > 1 else {}
     first: dict[str, pathlib.Path] = {}  # workdir by what trains a segmenter
-    tables: dict[str, pathlib.Path] = {}
-    try:
-        create_folder(root)
-        with Launcher() as launcher:
-            for name in _CONFIGS.value or []:
+
+    def run_block(block: _Block) -> bool:
+        source = first.setdefault(block.segmenter, block.workdir)
+        if is_finished(source):
+            copy_segmenter(source, block.workdir)
+
+        def run(workdir: pathlib.Path, more: Sequence[str]) -> bool:
+            with places:
                 left = None
                 if _MINUTES.value:
                     left = 60 * _MINUTES.value - (time.monotonic() - started)
-                path = pathlib.Path(name)
-                if path.suffix != ".py":
-                    path = PAPER.parent.parent / "configs" / f"{name}.py"
-                workdir = root / path.stem
-                if path.stem in tables:
-                    raise UserError(f"--configs names {path.stem} twice")
-                tables[path.stem] = workdir / "results" / "table.json"
-                if path.is_file():
-                    config = read_config_file(path)["get_config"]()
-                    source = first.setdefault(describe_segmenter(config), workdir)
-                    copy_segmenter(source, workdir)
-                run = functools.partial(launcher.run, str(path), workdir, argv[1:])
-                in_time = left is None or left > 0
-                if not in_time or not run(seconds=left):
-                    unfinished.append(name)
+                    if left <= 0:
+                        return False
+                log = None
+                if jobs > 1:
+                    create_folder(workdir)
+                    log = workdir / "log.txt"
+                flags = [*overrides, *more]  # of two that agree the last one holds
+                return launcher.run(
+                    str(block.path),
+                    workdir,
+                    flags,
+                    seconds=left,
+                    log=log,
+                    environment=share,
+                )
+
+        if jobs > 1:
+            return run_in_parts(run, block.workdir, block.refiners)
+        return run(block.workdir, [])
+
+    if not jobs:
+        return [is_finished(block.workdir) for block in blocks]
+    groups: dict[str, list[_Block]] = {}
+    for block in blocks:
+        groups.setdefault(block.segmenter, []).append(block)
+    with ThreadPoolExecutor(len(groups) if jobs > 1 else 1) as pool:
+        pending = pool.map(
+            lambda group: {block.workdir: run_block(block) for block in group},
+            groups.values(),
+        )
+        finished = {k: v for found in pending for k, v in found.items()}
+    return [finished[block.workdir] for block in blocks]
+
+
+def _run(argv: list[str]) -> None:
+    root, overrides = pathlib.Path(str(WORKDIR.value)), argv[1:]
+    try:
+        create_folder(root)
+        blocks = [_read_block(name, root, overrides) for name in _CONFIGS.value or []]
+        workdirs = [block.workdir for block in blocks]
+        for workdir in workdirs:
+            if workdirs.count(workdir) > 1:
+                raise UserError(f"--configs names {workdir.name} twice")
+        with Launcher() as launcher:
+            finished = _run_blocks(blocks, overrides, launcher, jobs=JOBS.value)
+        tables = {w.name: w / "results" / "table.json" for w in workdirs}
         tables = {name: table for name, table in tables.items() if table.exists()}
         write_combined_table(combine_tables(tables, PAPER), root)
     except UserError as error:
         sys.exit(f"launch.table1: {error}")
-    if unfinished:
-        print(f"unfinished: {', '.join(unfinished)}; call again to go on")
+    if not all(finished):
+        pairs = zip(_CONFIGS.value or [], finished, strict=True)
+        names = ", ".join(name for name, is_done in pairs if not is_done)
+        print(f"unfinished: {names}; call again to go on")
         sys.exit(UNFINISHED)
 
 

@@ -48,7 +48,13 @@ def test_has_the_keys_of_base(name):
     expected = base.get_config()
     if name == "precomputed":
         expected.segmenter = base.create_precomputed()
-    assert list_keys(load(name).to_dict()) == list_keys(expected.to_dict())
+    config = load(name)
+    for key in (
+        config.refiner.keys() - expected.refiner.keys()
+    ):  # of a kind that is known
+        kinds = {known.name: known for known in expected.refiner.values()}
+        expected.refiner[key] = kinds[config.refiner[key].name]
+    assert list_keys(config.to_dict()) == list_keys(expected.to_dict())
 
 
 def list_options(network):

@@ -110,18 +110,22 @@ def launch(workdir, *arguments):
 
 
 @pytest.mark.slow
-def test_out_of_time_it_saves_and_goes_on_when_called_again(tmp_path):
-    overrides = ["--", "--config.refiners=('dae_y',)"]
-    done = launch(tmp_path, "--minutes=0.08", *overrides)
+def test_out_of_time_it_saves_and_goes_on_in_parts(finished, tmp_path):
+    done = launch(tmp_path, "--minutes=0.08")
     assert done.returncode == UNFINISHED, done.stderr
     assert "unfinished: tests/tiny.py; call again to go on" in done.stdout
     assert not (tmp_path / "tiny" / "results").exists()
-    done = launch(tmp_path, *overrides)
+    done = launch(tmp_path, "--jobs=2")
     assert done.returncode == 0, done.stderr
     rows = {
         row["model"]: row for row in json.loads((tmp_path / "table1.json").read_text())
     }
-    table = json.loads((tmp_path / "tiny" / "results" / "table.json").read_text())
+    table, whole = (
+        json.loads((workdir / "results" / "table.json").read_text())
+        for workdir in (tmp_path / "tiny", finished)
+    )
+    assert table["rows"] == whole["rows"]
+    assert (tmp_path / "tiny.parts" / "dae_y" / "log.txt").exists()
     assert rows["FCN8"]["ours"] == table["rows"][0]["mean_iou"]
     assert rows["FCN8 + DAE(y)"]["gain"] == table["rows"][-1]["gain"]
     _go_on_with_its_segmenter(tmp_path / "tiny", tmp_path / "other")
@@ -190,9 +194,6 @@ def test_a_finished_segmenter_is_taken_over_once(tmp_path):
         (source / name).write_text(name)
     (source / "data.json").write_text("data")
     (source / "runs.jsonl").write_text("runs")
-    copy_segmenter(source, target)
-    assert not target.exists()  # the first is not finished
-    (source / "results").mkdir()
     copy_segmenter(source, target)
     found = sorted(str(path.relative_to(target)) for path in target.rglob("*"))
     expected = ["config.json", "data.json", "runs.jsonl"]
