@@ -2,7 +2,7 @@
 # Table 1 on a machine without a network, whose calls are short and take little luggage.
 #
 #   launch/offline.sh pack CAMVID [PYTHON]    here: fills offline/ (ignored by git) with
-#       wheels for that Python (3.12) and with CamVid in parts of at most 60 MiB
+#       wheels for that Python (3.12) and with CamVid in parts of at most 52 MiB
 #   launch/offline.sh unpack                  there, once for each part that is brought:
 #       installs the wheels and adds the part; the last one unpacks CamVid
 #   launch/offline.sh run MINUTES OUT CONFIG...   there, again and again: goes on with
@@ -16,8 +16,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 home=${ITERINF_HOME:-$HOME/iterinf}
 # What such machines tend to lack.
-packages=(ml-collections grain array-record jaxtyping wadler-lindig tqdm cloudpickle)
-part_size=60M
+packages=(ml-collections grain array-record portpicker jaxtyping wadler-lindig tqdm cloudpickle)
+part_size=52M
 
 pack() {
   rm -rf offline
@@ -50,7 +50,7 @@ run() {
   local minutes=$1 out=$2 configs=("${@:3}") status=0
   export PYTHONPATH=$PWD:$home/site JAX_COMPILATION_CACHE_DIR=$home/cache
   python3 -m launch.table1 --configs="$(IFS=,; echo "${configs[*]}")" \
-    --workdir="$home/runs" --minutes="$minutes" -- \
+    --workdir="$home/runs" --minutes="$minutes" --jobs="${ITERINF_JOBS:-1}" -- \
     --config.dataset.options.path="$home/camvid" ${ITERINF_FLAGS:-} || status=$?
   cp "$home"/runs/table1.* "$out" 2>/dev/null || true
   tar -C "$home/runs" -czf "$out/results.tar.gz" --exclude=checkpoints .

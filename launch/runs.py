@@ -77,7 +77,7 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def run_in_parts(
-    run: Callable[[pathlib.Path, Sequence[str]], bool],
+    run: Callable[[pathlib.Path, list[str]], bool],
     workdir: pathlib.Path,
     refiners: Sequence[str],
 ) -> bool:

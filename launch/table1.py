@@ -16,7 +16,9 @@ log.txt in its workdir. --jobs=0 runs nothing and writes the table.
 
 import ast
 import csv
+import functools
 import json
+import math
 import pathlib
 import sys
 import threading
@@ -139,61 +141,65 @@ def _read_block(name: str, root: pathlib.Path, overrides: Sequence[str]) -> _Blo
     return _Block(path, root / path.stem, describe_segmenter(config), tuple(refiners))
 
 
-def _run_blocks(
-    blocks: Sequence[_Block], overrides: Sequence[str], launcher: Launcher, *, jobs: int
-) -> list[bool]:
-    """Runs configs one after the other, or with several jobs in parts, at once.
+class _Processes:
+    """Runs at most so many at once, until the minutes of this call are over."""
 
-    Returns:
-      Of each, whether it is finished.
-    """
-    started = time.monotonic()
-    places = threading.Semaphore(jobs)
-    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"} if jobs > 1 else {}
-    first: dict[str, pathlib.Path] = {}  # workdir by what trains a segmenter
-
-    def run_block(block: _Block) -> bool:
-        source = first.setdefault(block.segmenter, block.workdir)
-        if is_finished(source):
-            copy_segmenter(source, block.workdir)
-
-        def run(workdir: pathlib.Path, more: Sequence[str]) -> bool:
-            with places:
-                left = None
-                if _MINUTES.value:
-                    left = 60 * _MINUTES.value - (time.monotonic() - started)
-                    if left <= 0:
-                        return False
-                log = None
-                if jobs > 1:
-                    create_folder(workdir)
-                    log = workdir / "log.txt"
-                flags = [*overrides, *more]  # of two that agree the last one holds
-                return launcher.run(
-                    str(block.path),
-                    workdir,
-                    flags,
-                    seconds=left,
-                    log=log,
-                    environment=share,
-                )
-
+    def __init__(self, launcher: Launcher, overrides: Sequence[str], jobs: int):
+        self._launcher = launcher
+        self._overrides = overrides
+        self.jobs = jobs
+        self._places = threading.Semaphore(jobs)
+        self._end = time.monotonic() + 60 * (_MINUTES.value or math.inf)
+        self._share = {}
         if jobs > 1:
-            return run_in_parts(run, block.workdir, block.refiners)
-        return run(block.workdir, [])
+            self._share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"}
 
-    if not jobs:
-        return [is_finished(block.workdir) for block in blocks]
+    def run(self, path: pathlib.Path, workdir: pathlib.Path, more: list[str]) -> bool:
+        """Runs one, with flags of its own; returns whether it is finished."""
+        with self._places:
+            left, log = self._end - time.monotonic(), None
+            if left <= 0:
+                return False
+            if self.jobs > 1:
+                create_folder(workdir)
+                log = workdir / "log.txt"
+            try:
+                return self._launcher.run(
+                    str(path),
+                    workdir,
+                    [*self._overrides, *more],  # of one given twice the last holds
+                    seconds=left if _MINUTES.value else None,
+                    log=log,
+                    environment=self._share,
+                )
+            except UserError as error:
+                reason = f"{error}, see {log}" if log else str(error)
+                raise UserError(reason) from error
+
+
+def _run_group(processes: _Processes, group: Sequence[_Block]) -> dict[str, bool]:
+    """Runs configs that have one segmenter; of each by name, whether it is finished."""
+    first, finished = group[0].workdir, {}
+    for block in group:
+        if is_finished(first):
+            copy_segmenter(first, block.workdir)
+        run = functools.partial(processes.run, block.path)
+        if processes.jobs > 1:
+            done = run_in_parts(run, block.workdir, block.refiners)
+        else:
+            done = run(block.workdir, [])
+        finished[block.workdir.name] = done
+    return finished
+
+
+def _run_blocks(processes: _Processes, blocks: Sequence[_Block]) -> dict[str, bool]:
+    """Runs configs, at once where they share no segmenter and processes may."""
     groups: dict[str, list[_Block]] = {}
     for block in blocks:
         groups.setdefault(block.segmenter, []).append(block)
-    with ThreadPoolExecutor(len(groups) if jobs > 1 else 1) as pool:
-        pending = pool.map(
-            lambda group: {block.workdir: run_block(block) for block in group},
-            groups.values(),
-        )
-        finished = {k: v for found in pending for k, v in found.items()}
-    return [finished[block.workdir] for block in blocks]
+    with ThreadPoolExecutor(len(groups) if processes.jobs > 1 else 1) as pool:
+        run = functools.partial(_run_group, processes)
+        return dict(item for f in pool.map(run, groups.values()) for item in f.items())
 
 
 def _run(argv: list[str]) -> None:
@@ -201,21 +207,23 @@ def _run(argv: list[str]) -> None:
     try:
         create_folder(root)
         blocks = [_read_block(name, root, overrides) for name in _CONFIGS.value or []]
-        workdirs = [block.workdir for block in blocks]
-        for workdir in workdirs:
-            if workdirs.count(workdir) > 1:
-                raise UserError(f"--configs names {workdir.name} twice")
-        with Launcher() as launcher:
-            finished = _run_blocks(blocks, overrides, launcher, jobs=JOBS.value)
-        tables = {w.name: w / "results" / "table.json" for w in workdirs}
+        names = [block.workdir.name for block in blocks]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"--configs names {name} twice")
+        finished = {name: is_finished(root / name) for name in names}
+        if JOBS.value:
+            with Launcher() as launcher:
+                processes = _Processes(launcher, overrides, JOBS.value)
+                finished = _run_blocks(processes, blocks)
+        tables = {name: root / name / "results" / "table.json" for name in names}
         tables = {name: table for name, table in tables.items() if table.exists()}
         write_combined_table(combine_tables(tables, PAPER), root)
     except UserError as error:
         sys.exit(f"launch.table1: {error}")
-    if not all(finished):
-        pairs = zip(_CONFIGS.value or [], finished, strict=True)
-        names = ", ".join(name for name, is_done in pairs if not is_done)
-        print(f"unfinished: {names}; call again to go on")
+    left = [name for name in names if not finished[name]]
+    if left:
+        print(f"unfinished: {', '.join(left)}; call again to go on")
         sys.exit(UNFINISHED)
 
 
