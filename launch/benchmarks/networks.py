@@ -21,9 +21,10 @@ from launch.benchmarks.sizes import Size, choose_work
 
 _NUM_CLASSES = 11
 LEVEL = 4  # that joins h
-# Largest distance from a peer's maps, as a share of their norm. Numbers of 8 bits are
-# rounded by up to .004 of themselves, layer upon layer, and take other switches.
-_TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
+# Largest distance from a peer's maps, as a share of theirs from their mean. A DAE of
+# numbers of 8 bits, which take other switches, is .19 from that of float32, two such
+# at most .27 from each other; one that does not see h is .87 off.
+_TOLERANCES = {"float32": 1e-2, "bfloat16": 0.4}
 
 
 def list_dae_forward() -> Iterator[Case]:
@@ -232,9 +233,10 @@ def _check_maps(
     """Raises AssertionError for the first peer that computes something else."""
     for name, peer in peers.items():
         found = peer().permute(0, 2, 3, 1).float().cpu().numpy()
-        distance = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        spread = np.linalg.norm(expected - np.mean(expected))
+        distance = np.linalg.norm(found - expected) / spread
         if not distance < _TOLERANCES[dtype]:
-            raise AssertionError(f"{name} differs by {distance:.2g} of the norm")
+            raise AssertionError(f"{name}'s maps are {distance:.2g} away")
 
 
 def _make_step_case(
