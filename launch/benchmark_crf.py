@@ -34,20 +34,20 @@ from iterinf.refiners.dense_crf import (
     update,
 )
 from iterinf.stages import Experiment
-
-try:
-    from launch.benchmarks.crf import (
-        BILATERAL_WIDTHS,
-        COLOR_WIDTH,
-        NUM_ITERATIONS,
-        SPATIAL_WIDTH,
-        WEIGHTS,
-        infer_by_peer,
-        make_peer,
-    )
-except ImportError:
-    sys.exit("launch.benchmark_crf: no pydensecrf; pip install -e '.[bench]'")
+from launch.benchmarks.crf import (
+    BILATERAL_WIDTHS,
+    COLOR_WIDTH,
+    HAS_PEER,
+    NUM_ITERATIONS,
+    SPATIAL_WIDTH,
+    WEIGHTS,
+    infer_by_peer,
+    make_peer,
+)
 from launch.benchmarks.measure import time_interleaved
+
+if not HAS_PEER:
+    sys.exit("launch.benchmark_crf: no pydensecrf; pip install -e '.[bench]'")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a finished run of that config.")

@@ -3,9 +3,11 @@
     python -m launch.trace_table WORKDIR/refiners/dae_y/trace
 
 Reads the newest trace under the folder, as `--config.trace_steps` or `jax.profiler`
-write them. Operations are told apart by the names that XLA gives them on CPUs ("fusion"
-is several elementwise ones in a loop), by their category on other devices. Several run
-at once where there are several threads or streams: shares are of their sum.
+write them. Operations are told apart by the names that XLA gives them on CPUs and GPUs
+("fusion" is several elementwise ones in a loop; on GPUs kernels that XLA names no
+operation for, as those of CUDA graphs, by their own), by their category on other
+devices. Several run at once where there are several threads or streams: shares are of
+their sum.
 """
 
 import collections
@@ -22,19 +24,31 @@ _MOST = 15  # kinds that get a line
 def sum_by_kind(path: pathlib.Path) -> collections.Counter[str]:
     """Nanoseconds of every kind of operation in an .xplane.pb."""
     sums: collections.Counter[str] = collections.Counter()
-    for plane in ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                stats = dict(event.stats)
-                if "hlo_op" in stats:
-                    kind = stats.get("hlo_category") or stats["hlo_op"]
-                    sums[shorten(str(kind))] += event.duration_ns
+    lines = [
+        (f"{plane.name} {line.name}", line)
+        for plane in ProfileData.from_file(str(path)).planes
+        for line in plane.lines
+    ]
+    # What a GPU did; the host's lines hold the same operations, as they are started.
+    streams = [line for name, line in lines if re.match("/device:GPU.* Stream", name)]
+    for line in streams or [line for _, line in lines]:
+        for event in line.events:
+            stats = dict(event.stats)
+            kind = stats.get("hlo_category") or stats.get("hlo_op")
+            if kind is None and streams:
+                kind = event.name
+            if kind is not None:
+                sums[shorten(str(kind))] += event.duration_ns
     return sums
 
 
 def shorten(name: str) -> str:
-    """An operation's name without the numbers that tell it from others."""
-    return re.sub(r"(\.(clone|remat|\d+))+$", "", name)
+    """The name of an operation or kernel without what tells it from others.
+
+    Those are numbers, and the arguments of C++.
+    """
+    name = re.split("[<(]", name.removeprefix("void "))[0]
+    return re.sub(r"([._](clone|remat|\d+))+$", "", name)
 
 
 def _run(argv: list[str]) -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Array
 from torch.nn import functional
 
 from launch.benchmarks.measure import Case
-from launch.benchmarks.networks import DAES, describe, make_dae, make_densenet
+from launch.benchmarks.networks import describe_images, make_dae, make_densenet
+from launch.benchmarks.sizes import choose_work
 from launch.benchmarks.torch_networks import list_peers, to_maps
 
 
@@ -26,18 +27,18 @@ class _Convolution(NamedTuple):
 
 def list_dae_convolutions() -> Iterator[Case]:
     """Those of the cases of dae_train_step."""
-    for size in DAES:
-        refiner, variables, candidate, _ = make_dae(size)
+    work = choose_work()
+    for size in work.daes:
+        refiner, variables, candidate, _ = make_dae(size, work.dtype)
         convolutions = _record(refiner.apply, variables, candidate, num_inputs=2)
-        yield _make_case("dae_convolutions", describe(size), convolutions)
+        yield _make_case("dae_convolutions", size.describe(), convolutions)
 
 
 def list_fc_densenet_convolutions() -> Iterator[Case]:
     """Those of the case of fc_densenet_train_step, but the transposed ones."""
     segmenter, variables, images, _ = make_densenet()
     convolutions = _record(segmenter.apply, variables, images, num_inputs=1)
-    sizes = f"{len(images)}x224x224"
-    yield _make_case("fc_densenet_convolutions", sizes, convolutions)
+    yield _make_case("fc_densenet_convolutions", describe_images(images), convolutions)
 
 
 def _record(
@@ -78,10 +79,11 @@ def _make_case(name: str, sizes: str, convolutions: list[_Convolution]) -> Case:
         2 * np.prod(c.shape[:3]) * np.prod(c.kernel) * (2 if c.reads_data else 3)
         for c in convolutions
     )
-    peers = list_peers(functools.partial(_make_peer, convolutions, problems))
+    dtype = choose_work().dtype
+    peers = list_peers(functools.partial(_make_peer, convolutions, problems, dtype))
     ours = jax.jit(functools.partial(_differentiate, convolutions))
-    args = (jax.tree.map(jnp.asarray, problems),)
-    return Case(name, sizes, ours, args, peers, float(flops))
+    args = (jax.tree.map(lambda x: jnp.asarray(x, dtype), problems),)
+    return Case(name, sizes, ours, args, peers, float(flops), dtype)
 
 
 def _differentiate(
@@ -105,11 +107,12 @@ def _differentiate(
 def _make_peer(
     convolutions: list[_Convolution],
     problems: list[Any],
+    dtype: str,
     compile: Callable[..., Any],
     *,
     channels_last: bool,
 ) -> Callable[[], Any]:
-    to = functools.partial(to_maps, channels_last=channels_last)
+    to = functools.partial(to_maps, channels_last=channels_last, dtype=dtype)
     tensors = [
         (
             to(x).requires_grad_(not c.reads_data),

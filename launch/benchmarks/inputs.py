@@ -13,6 +13,7 @@ from iterinf.data import Split, create_dataset
 from iterinf.data.augment import crop_randomly, flip_randomly
 from iterinf.data.loader import make_train_batches
 from launch.benchmarks.measure import Case
+from launch.benchmarks.torch_networks import choose_device
 
 _BATCH, _CROP, _NUM_BATCHES = 10, (112, 112), 100
 
@@ -64,7 +65,7 @@ def list_loader() -> Iterator[Case]:
             persistent_workers=num_workers > 0,
         )
         peers[f"{num_workers} workers"] = lambda loader=loader: [
-            batch[0].sum() for batch in loader
+            batch[0].to(choose_device()).sum().item() for batch in loader
         ]
     with contextlib.closing(batches):
         sizes = f"{_NUM_BATCHES} batches of {_BATCH} crops of {_CROP[0]}x{_CROP[1]}"

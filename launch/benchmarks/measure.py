@@ -1,8 +1,11 @@
 """Times a compiled call beside its peers on the same work, in one run."""
 
 import functools
+import math
 import operator
 import os
+import pathlib
+import re
 import statistics
 import tempfile
 import time
@@ -14,6 +17,8 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 _PAUSE = 0.1  # seconds in which the threads of the other side fall asleep
+_SHORTEST = 0.02  # seconds that are timed; calls that take less are timed several
+_FEWEST = 3  # calls of each side that a median is over, whatever the limit
 
 
 class Case(NamedTuple):
@@ -25,28 +30,45 @@ class Case(NamedTuple):
     args: tuple[Any, ...]
     peers: Mapping[str, Callable[[], Any]] = {}  # the fastest is the one that counts
     flops: float | None = None  # of the call; None: not meaningful
+    dtype: str = "float32"  # that it computes in
+
+    def call(self) -> Any:
+        """Our call."""
+        return self.function(*self.args)
 
 
-def measure(case: Case, *, repeats: int, peak: float | None = None) -> dict[str, Any]:
+def measure(
+    case: Case,
+    *,
+    repeats: int,
+    limit: float = math.inf,
+    compile_time: bool = True,
+) -> dict[str, Any]:
     """Measures a case.
 
     Args:
       case: what to call.
-      repeats: calls of each side, interleaved, after one that is not counted.
-      peak: FLOP/s of the device, of `measure_peak`.
+      repeats: of each side, interleaved, after one that is not counted.
+      limit: seconds after which no repeat begins, but three there are.
+      compile_time: whether compiling is timed; it takes two more compilations.
 
     Returns:
       What the JSON line holds: medians in seconds; the median of the paired ratios and
       its range; FLOP/s, its fraction of the peak; bytes; seconds of compiling.
     """
     compiling = {}
-    if hasattr(case.function, "lower"):
+    if compile_time and hasattr(case.function, "lower"):
         compiling = time_compilation(case.function, case.args)
-    ours_call = functools.partial(case.function, *case.args)
-    calls: dict[str, Callable[[], Any]] = {"ours": ours_call, **case.peers}
-    seconds = time_interleaved(calls, repeats)
+    calls: dict[str, Callable[[], Any]] = {"ours": case.call, **case.peers}
+    seconds = time_interleaved(calls, repeats, limit)
     ours = statistics.median(seconds["ours"])
-    result = {"name": case.name, "sizes": case.sizes, "seconds": _round(ours)}
+    result = {
+        "name": case.name,
+        "sizes": case.sizes,
+        "dtype": case.dtype,
+        "repeats": len(seconds["ours"]),
+        "seconds": _round(ours),
+    }
     if case.peers:
         peers = {name: statistics.median(seconds[name]) for name in case.peers}
         best = min(peers, key=peers.__getitem__)
@@ -62,24 +84,59 @@ def measure(case: Case, *, repeats: int, peak: float | None = None) -> dict[str,
         }
     if case.flops is not None:
         result["gflops_per_second"] = _round(case.flops / ours / 1e9)
-        if peak:
-            result["fraction_of_peak"] = _round(case.flops / ours / peak)
+        peak = measure_peak(case.dtype)
+        result["fraction_of_peak"] = _round(case.flops / ours / peak)
     return result | compiling | describe_device()
 
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], Any]], repeats: int
+    calls: Mapping[str, Callable[[], Any]], repeats: int, limit: float = math.inf
 ) -> dict[str, list[float]]:
-    """Seconds of each call, in turns, after a first round that is not counted."""
+    """Seconds of each call, in turns, after a first round that is not counted.
+
+    Every call is waited for. Of short ones, several in a row make up .02 s, of which
+    the mean counts.
+
+    Args:
+      calls: by name.
+      repeats: rounds that count.
+      limit: seconds of them after which no round begins, but three there are.
+
+    Returns:
+      By name, one number a round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(repeats + 1):
+    for call in calls.values():
+        jax.block_until_ready(call())
+    started = time.perf_counter()
+    for i in range(repeats):
+        if i >= _FEWEST and time.perf_counter() - started > limit:
+            break
         for name, call in calls.items():
             time.sleep(_PAUSE)
-            started = time.perf_counter()
-            jax.block_until_ready(call())
-            if i:
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(_time(call))
     return seconds
+
+
+def _time(call: Callable[[], Any]) -> float:
+    started, count, passed = time.perf_counter(), 0, 0.0
+    while passed < _SHORTEST:
+        jax.block_until_ready(call())
+        count += 1
+        passed = time.perf_counter() - started
+    return passed / count
+
+
+def trace(case: Case, folder: pathlib.Path) -> None:
+    """Writes a trace of our call, which has run before, into a folder of its own."""
+    name = re.sub(r"\W+", "_", f"{case.name} {case.sizes}")
+    with jax.profiler.trace(folder / name):
+        jax.block_until_ready(case.call())
+
+
+def summarize(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def time_compilation(function: Any, args: tuple[Any, ...]) -> dict[str, Any]:
@@ -107,13 +164,17 @@ def time_compilation(function: Any, args: tuple[Any, ...]) -> dict[str, Any]:
 
 @functools.cache
 def measure_peak(dtype: str = "float32") -> float:
-    """The FLOP/s of the faster of a large matrix product and a large convolution."""
+    """The FLOP/s of the faster of a large matrix product and a large convolution.
+
+    Of random numbers: GPUs take less power, and are faster, over constants.
+    """
     on_cpu = jax.default_backend() == "cpu"
-    n = 2048 if on_cpu else 8192
-    x = jnp.ones((n, n), dtype)
-    images, channels = (8, 256) if on_cpu else (64, 512)
-    maps = jnp.ones((images, 56, 56, channels), dtype)
-    kernel = jnp.ones((3, 3, channels, channels), dtype)
+    draw = functools.partial(jax.random.normal, jax.random.key(0), dtype=dtype)
+    n = 2048 if on_cpu else 16384
+    x = draw((n, n))
+    images, channels = (8, 256) if on_cpu else (256, 512)
+    maps = draw((images, 56, 56, channels))
+    kernel = draw((3, 3, channels, channels))
     multiply = jax.jit(jnp.dot)
     convolve = jax.jit(
         functools.partial(
@@ -133,10 +194,13 @@ def measure_peak(dtype: str = "float32") -> float:
 def count_flops(function: Any, *args: Any) -> float:
     """Multiplications and additions, as XLA counts them, of a call without loops.
 
-    Lowered for a TPU, where gradients that are loops of ours on CPUs are XLA's.
+    Lowered for a TPU, where gradients that are loops of ours on CPUs are XLA's; counted
+    by the CPU's XLA, as JAX has no access to the count of others.
     """
-    traced = jax.jit(function).trace(*args)
-    analysis: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
+    shapes = jax.eval_shape(lambda *args: args, *args)
+    with jax.default_device(jax.devices("cpu")[0]):
+        lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
+        analysis: Any = lowered.cost_analysis()
     return float(analysis["flops"])
 
 

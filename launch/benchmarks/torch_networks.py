@@ -1,6 +1,7 @@
 """The project's networks in PyTorch, of the same parameters, as peers."""
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,36 +12,45 @@ from flax.traverse_util import flatten_dict
 from torch.nn import functional
 
 from iterinf.errors import UserError
+from launch.benchmarks.measure import summarize
 
 _LAYOUTS = {"contiguous": False, "channels_last": True}
 
 Parameters = dict[str, torch.Tensor]  # by path, e.g. down_0/kernel
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class MakePeer(Protocol):
     """Makes a call without arguments, which it may compile in part."""
 
-    def __call__(
-        self, compile: Callable[..., Any], *, channels_last: bool
-    ) -> Callable[[], Any]:
+    def __call__(self, compile: Compile, *, channels_last: bool) -> Callable[[], Any]:
         """Returns the call."""
         ...
 
 
 def list_peers(make: MakePeer) -> dict[str, Callable[[], Any]]:
-    """A peer for either layout of memory; on a GPU compiled as well.
+    """A peer for either layout of memory; on a GPU one that is compiled as well.
 
-    Each returns when its results are there.
+    Compiled in the layout that cuDNN's kernels for bfloat16 work in, channels last.
+    Left out, with a line on stderr, if this PyTorch cannot compile it. Each returns
+    when its results are there.
     """
     peers = {
         name: _synchronize(make(_leave, channels_last=last))
         for name, last in _LAYOUTS.items()
     }
     if choose_device() == "cuda":
-        peers |= {
-            f"{name}, compiled": _synchronize(make(torch.compile, channels_last=last))
-            for name, last in _LAYOUTS.items()
-        }
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+        # One program a shape, as jit's: without `dynamic`, the second is a general one.
+        compile = functools.partial(torch.compile, dynamic=False)
+        compiled = _synchronize(make(compile, channels_last=True))
+        try:
+            compiled()
+        except Exception as error:  # of compilers of many kinds
+            print(f"no compiled peer: {summarize(error)}", file=sys.stderr)
+        else:
+            peers["channels_last, compiled"] = compiled
     return peers
 
 
@@ -82,19 +92,21 @@ def to_tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array)).to(choose_device())
 
 
-def to_maps(array: Any, *, channels_last: bool) -> torch.Tensor:
+def to_maps(array: Any, *, channels_last: bool, dtype: str = "float32") -> torch.Tensor:
     """[b h w c] as PyTorch's [b c h w], in either layout of memory."""
-    maps = to_tensor(array).permute(0, 3, 1, 2)
+    maps = to_tensor(array).permute(0, 3, 1, 2).to(getattr(torch, dtype))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return maps.contiguous(memory_format=layout)
 
 
-def to_parameters(params: Mapping[str, Any], *, channels_last: bool) -> Parameters:
+def to_parameters(
+    params: Mapping[str, Any], *, channels_last: bool, dtype: str = "float32"
+) -> Parameters:
     """Flax's, kernels [s t a b] as [b a s t], transposed ones [a b s t]."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     tensors = {}
     for path, value in flatten_dict(jax.device_get(params), sep="/").items():
-        tensor = to_tensor(value)
+        tensor = to_tensor(value).to(getattr(torch, dtype))
         if tensor.ndim == 4:
             axes = (2, 3, 0, 1) if path.startswith("upsampling") else (3, 2, 0, 1)
             tensor = tensor.permute(axes).contiguous(memory_format=layout)
@@ -115,8 +127,13 @@ def condition(h: torch.Tensor, params: Parameters, name: str) -> torch.Tensor:
 def reconstruct(
     y: torch.Tensor, contribution: torch.Tensor, params: Parameters, level: int
 ) -> torch.Tensor:
-    """r(y, h) of a DAE that joins h at a level, 0 being y's; class probabilities."""
-    return functional.softmax(_score(y, contribution, params, level), dim=1)
+    """r(y, h) of a DAE that joins h at a level, 0 being y's; class probabilities.
+
+    As in ours, y and r are float32 whatever the parameters are: in 8 bits a step of .01
+    often leaves y where it is.
+    """
+    scores = _score(y.to(contribution.dtype), contribution, params, level)
+    return functional.softmax(scores.float(), dim=1)
 
 
 def _score(y, contribution, params, level):
@@ -177,14 +194,22 @@ def segment(
 
 
 def make_step(
-    params: Parameters, compute_loss: Callable[[Parameters], torch.Tensor]
+    params: Parameters,
+    compute_loss: Callable[[Parameters], torch.Tensor],
+    dtype: str,
 ) -> Callable[[], torch.Tensor]:
-    """A training step by RMSprop; returns the loss."""
+    """A training step by RMSprop, of float32 parameters; returns the loss.
+
+    Other dtypes than float32 are those of convolutions and what follows them.
+    """
     optimizer = torch.optim.RMSprop(params.values(), lr=1e-5, alpha=0.9, eps=1e-8)
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = compute_loss(params)
+        with torch.autocast(
+            choose_device(), getattr(torch, dtype), enabled=dtype != "float32"
+        ):
+            loss = compute_loss(params)
         loss.backward()
         optimizer.step()
         return loss
