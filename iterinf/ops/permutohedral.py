@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from iterinf.ops.codes import Codes, negate, search, shift_word, sort_codes
 
 _LANES = 4  # entries of one vertex that the splat sums before it scatters
-_CHUNK = 1 << 14  # vertices whose neighbours are looked up at a time
+_CHUNK = 1 << 14  # vertices whose neighbours a CPU, with its caches, looks up at a time
 _SMALLEST = 1 << 12  # vertices: fewer are not worth a program of their own
 _FARTHEST = 1 << 16  # standard deviations
 _SHARES = (64, 32, 16, 8, 4, 2, 1)
@@ -208,12 +208,10 @@ def _find_neighbors(
     everywhere = sum(units, zero)
     longest = jnp.max(ends - starts)
 
-    chunk = min(m, _CHUNK)
+    def find_in_chunk(chunk, i, neighbors):
+        def take_chunk(array, start):
+            return jax.lax.dynamic_slice(array, (start,), (chunk,))
 
-    def take_chunk(array, start):
-        return jax.lax.dynamic_slice(array, (start,), (chunk,))
-
-    def find_in_chunk(i, neighbors):
         start = jnp.minimum(i * chunk, m - chunk)
         numbers = start + jnp.arange(chunk, dtype=jnp.int32)
         own = Codes(*(take_chunk(word, start) for word in codes))
@@ -239,9 +237,15 @@ def _find_neighbors(
             neighbors = neighbors.at[j, 0, after].set(numbers, mode="drop")
         return neighbors
 
-    num_chunks = -(-ends[-1] // chunk)
-    nowhere = jnp.full((v, 2, m), m, jnp.int32)
-    return jax.lax.fori_loop(0, num_chunks, find_in_chunk, nowhere)
+    def find_in_chunks(chunk):
+        num_chunks = -(-ends[-1] // chunk)
+        nowhere = jnp.full((v, 2, m), m, jnp.int32)
+        return jax.lax.fori_loop(0, num_chunks, partial(find_in_chunk, chunk), nowhere)
+
+    # Elsewhere every step of a loop waits for the host.
+    return jax.lax.platform_dependent(
+        cpu=partial(find_in_chunks, min(m, _CHUNK)), default=partial(find_in_chunks, m)
+    )
 
 
 def _scatter(values: Array, slot: Int[Array, " m"]) -> Array:
