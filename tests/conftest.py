@@ -23,9 +23,11 @@ def pytest_sessionstart() -> None:
     from iterinf.compilation import convolve_on_all_cores  # noqa: PLC0415
 
     convolve_on_all_cores()
-    # Tests compile more than they compute: this halves the time that they take.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    # Tests compile more than they compute; XLA ends over flags that it does not know.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+    if jax.__version_info__ < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 @pytest.fixture(scope="session")
