@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -30,11 +31,19 @@ def pytest_sessionstart() -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The workdir of a finished run of tests/tiny.py; not to be changed.
+def read_times(folder: pathlib.Path) -> dict[pathlib.Path, int]:
+    """When each file and folder below a folder was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
-    The processes of a test run share one: the first to ask for it makes it.
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[pathlib.Path]:
+    """The workdir of a finished run of tests/tiny.py.
+
+    The processes of a test run share one: the first to ask for it makes it. A test that
+    wrote there would change what others see, so that the last one to use it fails.
     """
     from iterinf.experiment import run  # noqa: PLC0415
     from tests import tiny  # noqa: PLC0415
@@ -46,7 +55,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "finished" / "results").exists():
             run(tiny.get_config(), root / "finished", "run", "the command")
-    return root / "finished"
+    before = read_times(root / "finished")
+    yield root / "finished"
+    assert read_times(root / "finished") == before
 
 
 @pytest.fixture
