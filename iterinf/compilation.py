@@ -9,6 +9,7 @@ import jax
 import jaxlib.version
 
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+_LEVEL = "xla_backend_optimization_level"
 
 
 def keep_compiled_programs() -> None:
@@ -36,8 +37,8 @@ def compile_for_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles what runs a single time: on a CPU with little optimisation.
 
     Initialisation of a network, whose random bits XLA unrolls, then takes a quarter of
-    the time, and gives the same numbers.
+    the time, and gives the same numbers. A level that the user has chosen is kept.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
         return jax.jit(function)
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 1})
+    return jax.jit(function, compiler_options={_LEVEL: 1})

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -23,16 +24,26 @@ def pytest_sessionstart() -> None:
     from iterinf.compilation import convolve_on_all_cores  # noqa: PLC0415
 
     convolve_on_all_cores()
-    # Tests compile more than they compute: this halves the time that they take.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    # Tests compile more than they compute; XLA ends over flags that it does not know.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+    if jax.__version_info__ < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def read_times(folder: pathlib.Path) -> dict[pathlib.Path, int]:
+    """When each file and folder below a folder was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The workdir of a finished run of tests/tiny.py; not to be changed.
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[pathlib.Path]:
+    """The workdir of a finished run of tests/tiny.py.
 
-    The processes of a test run share one: the first to ask for it makes it.
+    The processes of a test run share one: the first to ask for it makes it. A test that
+    wrote there would change what others see, so that the last one to use it fails.
     """
     from iterinf.experiment import run  # noqa: PLC0415
     from tests import tiny  # noqa: PLC0415
@@ -44,7 +55,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "finished" / "results").exists():
             run(tiny.get_config(), root / "finished", "run", "the command")
-    return root / "finished"
+    before = read_times(root / "finished")
+    yield root / "finished"
+    assert read_times(root / "finished") == before
 
 
 @pytest.fixture

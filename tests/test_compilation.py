@@ -5,9 +5,10 @@ import os
 import jax
 import jax.numpy as jnp
 import jaxlib.version
+import numpy as np
 import pytest
 
-from iterinf.compilation import convolve_on_all_cores
+from iterinf.compilation import compile_for_once, convolve_on_all_cores
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,12 @@ def test_convolutions_are_left_to_eigen():
 
     lowered = jax.jit(convolve).lower(jnp.ones((2, 16, 8, 8)), jnp.ones((16, 16, 3, 3)))
     assert "ynn_fusion" not in lowered.compile().as_text()
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_backend_optimization_level=0"])
+def test_what_runs_once_gives_the_same_numbers(monkeypatch, flags):
+    """Under an optimisation level of ours, and under the user's."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    key = jax.random.key(0)
+    found = compile_for_once(lambda key: jax.random.normal(key, (4, 3)))(key)
+    np.testing.assert_array_equal(found, jax.random.normal(key, (4, 3)))

@@ -1,7 +1,9 @@
 """The competitors chosen and evaluated like a DAE, at tiny size."""
 
+import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,7 +77,9 @@ def test_test_runs_with_the_numbers_chosen(workdir):
     chosen = json.loads((folder / "selection.json").read_text())["refined"]
     batch = to_unit_range(experiment.dataset.test.stack())
     batch = batch._replace(image=jnp.asarray(batch.image))
-    y = propose(experiment.segmenter, experiment.segmenter_variables, batch).y
+    y = jax.jit(functools.partial(propose, experiment.segmenter))(
+        experiment.segmenter_variables, batch
+    ).y
     refined = iterinf.dense_crf(
         y, batch.image, chosen["num_iterations"], **chosen["parameters"]
     )
@@ -98,6 +102,7 @@ def test_of_equal_values_those_with_fewer_iterations_are_chosen(
     ]
     monkeypatch.setattr(protocol, "_sweep_parameters", lambda *_: sweeps)
     experiment = Experiment(get_config(), workdir)
+    experiment.train_refiner("dense_crf")  # there, before the workdir is another
     monkeypatch.setattr(experiment, "workdir", tmp_path)
     (tmp_path / "refiners" / "dense_crf").mkdir(parents=True)
     choice = protocol.choose(experiment, "dense_crf")
@@ -123,8 +128,8 @@ def test_an_interrupted_grid_goes_on(workdir, monkeypatch):
     again = json.loads((folder / "selection.json").read_text())
     assert again["refined"] == json.loads(kept)["refined"]
     config = get_config()
-    config.refiner.dense_crf.selection.num_iterations = 4
-    with pytest.raises(UserError, match="dense_crf.selection.num_iterations = 3"):
+    config.refiner.dense_crf.selection.step_sizes = (0.5,)
+    with pytest.raises(UserError, match="dense_crf.selection.step_sizes = "):
         run(config, workdir, "sweep", "")
     (folder / "selection.json").unlink()
     titles.clear()
