@@ -320,7 +320,9 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.dtype = "float32"  # of the computation; "bfloat16" on GPU and TPU
     config.progress = True  # bars over the sweeps
-    config.checkpoint_seconds = 60.0  # at least, between two; 0: one after every epoch
+    # At least, between two checkpoints, while the best and the last epoch wait on the
+    # device, optimizer and all; 0: one after every epoch.
+    config.checkpoint_seconds = 60.0
     config.trace_steps = 0  # of each training in a trace of its own; sweeps then too
     config.loader = ConfigDict({"num_threads": 1})
     config.processes = ConfigDict(

@@ -1,4 +1,4 @@
-"""camvid_fc_densenet103 in twenty minutes of one data-centre GPU.
+"""camvid_fc_densenet103 with a short schedule for one data-centre GPU; not run yet.
 
 Against it: bfloat16 computation; 100 epochs of crops of 750, in batches of 10, decay
 .97, and 10 of whole frames; at test, running statistics; refiners as in

@@ -1,4 +1,4 @@
-"""camvid_fcn8 in ten minutes of one data-centre GPU.
+"""camvid_fcn8 with schedules of minutes on one data-centre GPU.
 
 Against it: bfloat16 computation; FCN-8 with 'same' padding and normalised images, 200
 epochs of 750 with patience 60, its rate falling by 1.5% an epoch; DAEs and context
@@ -6,7 +6,9 @@ module 100 epochs of 500 with patience 40, decay .97; CRF-RNN 10 of 50; 12 of th
 36 choices; 30 of 50 iterations. Another DAE(y) reads the image and all pools, starts as
 the identity and has skip connections, as in configs/camvid_small.py.
 
-Refiners fill no such GPU alone: run them at once, by launch.table1 with --jobs=6.
+On an H200 the segmenter took 2 minutes, each DAE 4 to 5 beside others; the CRFs and the
+context module did not come to an end beside them (docs/results.md): run DAEs at once, by
+launch.table1 with --jobs=3, and the others after them.
 """
 
 from configs import base, camvid_fcn8

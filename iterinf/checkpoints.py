@@ -177,7 +177,8 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """Waits for the last write and lets the folder go; keeps an earlier error."""
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        if lost and jax.process_count() > 1:
             return  # the other processes may be gone, and would be waited for
         with contextlib.suppress(*([UserError] if error else [])):
             self.wait()

@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -60,58 +59,20 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
     Raises:
       UserError: if writing fails; nothing is left of the copy.
     """
-    if target.exists():
+    if (target / "segmenter").exists():
         return
-    create_folder(target.parent)
-    copy = target.with_name(f".{target.name}.tmp")
+    create_folder(target)
+    copy = target / "segmenter.tmp"
     shutil.rmtree(copy, ignore_errors=True)
     try:
-        shutil.copytree(source / "segmenter", copy / "segmenter")
+        shutil.copytree(source / "segmenter", copy)
         for name in ("config.json", "data.json", "runs.jsonl"):
-            shutil.copy(source / name, copy)
-        copy.rename(target)
+            shutil.copy(source / name, target)
+        copy.rename(target / "segmenter")
     except OSError as error:
         shutil.rmtree(copy, ignore_errors=True)
         reason = error.strerror or error.args[0][0][2]  # the first that copytree lists
         raise UserError(f"cannot copy {source} to {target}: {reason}") from error
-
-
-def run_in_parts(
-    run: Callable[[pathlib.Path, list[str]], bool],
-    workdir: pathlib.Path,
-    refiners: Sequence[str],
-) -> bool:
-    """Trains a segmenter, then all refiners at once; the numbers are those of one run.
-
-    Every refiner has a workdir of its own in WORKDIR.parts, on a copy of the segmenter.
-    Where it is finished, its folder moves to the whole.
-
-    Args:
-      run: (workdir, flags) -> whether it is finished; several threads call it.
-      workdir: of the whole.
-      refiners: names of the config.
-
-    Returns:
-      Whether the whole is finished.
-    """
-    if not is_finished(workdir) and not run(workdir, ["--mode=train_segmenter"]):
-        return False
-
-    def run_part(name: str) -> bool:
-        whole = workdir / "refiners" / name
-        if (whole / "test.npz").exists():
-            return True
-        part = workdir.with_name(f"{workdir.name}.parts") / name
-        copy_segmenter(workdir, part)
-        if not run(part, ["--mode=evaluate", f"--config.refiners={(name,)!r}"]):
-            return False
-        create_folder(whole.parent)
-        (part / "refiners" / name).rename(whole)
-        return True
-
-    with ThreadPoolExecutor(max(1, len(refiners))) as pool:
-        finished = list(pool.map(run_part, refiners))
-    return all(finished) and run(workdir, [])
 
 
 class Launcher:

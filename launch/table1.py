@@ -6,28 +6,31 @@
 Every config has a workdir of its own under --workdir; one that differs from an earlier
 one in its refiners alone takes over that one's segmenter. When --minutes are over, the
 run in progress is told to save and this script ends with status 75 ("try again"):
-call it again, until it ends with 0. What stands after -- is handed to every run. The
-table is written after each call, of what is finished by then.
+call it again, until it ends with 0. If a run fails the others still run, and the status
+is 1. What stands after -- is handed to every run. The table is written after each call,
+of what is finished by then.
 
 --jobs=N, on one GPU that no training fills, runs N processes at once, which share its
 memory: the configs', and after a segmenter all refiners of its config. Each prints to
 log.txt in its workdir. --jobs=0 runs nothing and writes the table.
 """
 
-import ast
 import csv
 import functools
 import json
 import math
+import os
 import pathlib
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from absl import app, flags
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 from iterinf.errors import UserError
 from iterinf.files import create_folder, write_atomically
@@ -40,7 +43,6 @@ from launch.runs import (
     describe_segmenter,
     is_finished,
     read_config_file,
-    run_in_parts,
 )
 
 PAPER = pathlib.Path(__file__).with_name("table1_paper.csv")
@@ -48,6 +50,7 @@ PAPER = pathlib.Path(__file__).with_name("table1_paper.csv")
 _CONFIGS = flags.DEFINE_list("configs", None, "Files of configs/, by their stem.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
 _REFINERS = "--config.refiners="
+_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU's memory
 
 
 def combine_tables(
@@ -120,7 +123,7 @@ def write_combined_table(
     print(f"\n{table}\n\n{folder / 'table1.md'}")
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """A config, with the workdir of its numbers."""
 
     path: pathlib.Path
@@ -129,72 +132,159 @@ class _Block(NamedTuple):
     refiners: tuple[str, ...]
 
 
-def _read_block(name: str, root: pathlib.Path, overrides: Sequence[str]) -> _Block:
+def _read_block(name: str, root: pathlib.Path, refiners: tuple[str, ...]) -> Block:
+    """Reads a config; `refiners`, if there are any, take the place of its own."""
     path = pathlib.Path(name)
     if path.suffix != ".py":
         path = PAPER.parent.parent / "configs" / f"{name}.py"
     config = read_config_file(path)["get_config"]()
-    refiners = config.refiners
-    for override in overrides:
-        if override.startswith(_REFINERS):
-            refiners = ast.literal_eval(override.removeprefix(_REFINERS))
-    return _Block(path, root / path.stem, describe_segmenter(config), tuple(refiners))
+    refiners = refiners or tuple(config.refiners)
+    return Block(path, root / path.stem, describe_segmenter(config), refiners)
 
 
-class _Processes:
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Parts --config.refiners=... from the other flags.
+
+    Raises:
+      UserError: if its value is no tuple of names.
+    """
+    others = [flag for flag in overrides if not flag.startswith(_REFINERS)]
+    refiners: tuple[str, ...] = ()
+    for flag in overrides:
+        if flag.startswith(_REFINERS):
+            try:
+                refiners += tuple(TupleParser().parse(flag.removeprefix(_REFINERS)))
+            except ValueError as error:
+                raise UserError(f"{flag}: expected a tuple of names") from error
+    return others, refiners
+
+
+class Processes:
     """Runs at most so many at once, until the minutes of this call are over."""
 
     def __init__(self, launcher: Launcher, overrides: Sequence[str], jobs: int):
         self._launcher = launcher
         self._overrides = overrides
-        self.jobs = jobs
         self._places = threading.Semaphore(jobs)
         self._end = time.monotonic() + 60 * (_MINUTES.value or math.inf)
         self._share = {}
-        if jobs > 1:
-            self._share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"}
+        if jobs > 1 and _FRACTION not in os.environ:
+            self._share = {_FRACTION: f"{0.9 / jobs:.3f}"}
+        self.jobs = jobs
+        self.errors: list[str] = []  # sentences of those that failed
 
-    def run(self, path: pathlib.Path, workdir: pathlib.Path, more: list[str]) -> bool:
-        """Runs one, with flags of its own; returns whether it is finished."""
+    def run(
+        self,
+        block: Block,
+        workdir: pathlib.Path,
+        *,
+        refiners: tuple[str, ...],
+        mode: str = "run",
+        prepare: Callable[[], None] | None = None,
+    ) -> bool:
+        """Runs one.
+
+        Args:
+          block: of its config.
+          workdir: of its own.
+          refiners: of the config.
+          mode: of `iterinf.main`.
+          prepare: what comes before, if there is time for it.
+
+        Returns:
+          Whether it is finished.
+        """
         with self._places:
             left, log = self._end - time.monotonic(), None
-            if left <= 0:
+            if left <= 0 or self._launcher.is_stopped():
                 return False
-            if self.jobs > 1:
-                create_folder(workdir)
-                log = workdir / "log.txt"
             try:
+                if prepare:
+                    prepare()
+                if self.jobs > 1:
+                    create_folder(workdir)
+                    log = workdir / "log.txt"
+                flags = [*self._overrides, f"{_REFINERS}{refiners!r}"]
                 return self._launcher.run(
-                    str(path),
+                    str(block.path),
                     workdir,
-                    [*self._overrides, *more],  # of one given twice the last holds
+                    flags if mode == "run" else [*flags, f"--mode={mode}"],
                     seconds=left if _MINUTES.value else None,
                     log=log,
                     environment=self._share,
                 )
             except UserError as error:
-                reason = f"{error}, see {log}" if log else str(error)
-                raise UserError(reason) from error
+                self.errors.append(f"{error}, see {log}" if log else str(error))
+                return False
 
 
-def _run_group(processes: _Processes, group: Sequence[_Block]) -> dict[str, bool]:
+def run_apart(processes: Processes, block: Block) -> bool:
+    """Trains a segmenter, then all refiners at once; the numbers are those of one run.
+
+    Every refiner has a workdir of its own in WORKDIR.parts, on a copy of the segmenter.
+    Once its choice is made, its folder moves into the whole; the test split, and the
+    table, are left to a last run, of those refiners that have come so far.
+
+    Returns:
+      Whether all have.
+    """
+    workdir = block.workdir
+    run = functools.partial(processes.run, block)
+    if not (workdir / "segmenter" / "summary.json").exists():
+        if not run(workdir, refiners=block.refiners, mode="train_segmenter"):
+            return False
+
+    def run_part(name: str) -> bool:
+        whole = workdir / "refiners" / name
+        part = workdir.with_name(f"{workdir.name}.parts") / name
+        own = part / "refiners" / name
+        if (whole / "selection.json").exists():
+            return True
+
+        def prepare() -> None:
+            copy_segmenter(workdir, part)
+            if whole.exists() and not own.exists():  # begun by a run of the whole
+                _move(whole, own)
+
+        if not run(part, refiners=(name,), mode="sweep", prepare=prepare):
+            return False
+        _move(own, whole)
+        shutil.rmtree(part / "segmenter", ignore_errors=True)
+        return True
+
+    with ThreadPoolExecutor(max(1, len(block.refiners))) as pool:
+        finished = list(pool.map(run_part, block.refiners))
+    chosen = tuple(n for n, done in zip(block.refiners, finished, strict=True) if done)
+    return bool(chosen) and run(workdir, refiners=chosen) and all(finished)
+
+
+def _move(source: pathlib.Path, target: pathlib.Path) -> None:
+    create_folder(target.parent)
+    try:
+        source.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot move {source} to {target}: {error.strerror}"
+        ) from error
+
+
+def _run_group(processes: Processes, group: Sequence[Block]) -> dict[str, bool]:
     """Runs configs that have one segmenter; of each by name, whether it is finished."""
     first, finished = group[0].workdir, {}
     for block in group:
         if is_finished(first):
             copy_segmenter(first, block.workdir)
-        run = functools.partial(processes.run, block.path)
         if processes.jobs > 1:
-            done = run_in_parts(run, block.workdir, block.refiners)
+            done = run_apart(processes, block)
         else:
-            done = run(block.workdir, [])
+            done = processes.run(block, block.workdir, refiners=block.refiners)
         finished[block.workdir.name] = done
     return finished
 
 
-def _run_blocks(processes: _Processes, blocks: Sequence[_Block]) -> dict[str, bool]:
+def _run_blocks(processes: Processes, blocks: Sequence[Block]) -> dict[str, bool]:
     """Runs configs, at once where they share no segmenter and processes may."""
-    groups: dict[str, list[_Block]] = {}
+    groups: dict[str, list[Block]] = {}
     for block in blocks:
         groups.setdefault(block.segmenter, []).append(block)
     with ThreadPoolExecutor(len(groups) if processes.jobs > 1 else 1) as pool:
@@ -203,10 +293,13 @@ def _run_blocks(processes: _Processes, blocks: Sequence[_Block]) -> dict[str, bo
 
 
 def _run(argv: list[str]) -> None:
-    root, overrides = pathlib.Path(str(WORKDIR.value)), argv[1:]
+    root, errors = pathlib.Path(str(WORKDIR.value)), []
     try:
         create_folder(root)
-        blocks = [_read_block(name, root, overrides) for name in _CONFIGS.value or []]
+        if not _CONFIGS.value:
+            raise UserError("--configs names none")
+        overrides, refiners = split_overrides(argv[1:])
+        blocks = [_read_block(name, root, refiners) for name in _CONFIGS.value]
         names = [block.workdir.name for block in blocks]
         for name in names:
             if names.count(name) > 1:
@@ -214,13 +307,16 @@ def _run(argv: list[str]) -> None:
         finished = {name: is_finished(root / name) for name in names}
         if JOBS.value:
             with Launcher() as launcher:
-                processes = _Processes(launcher, overrides, JOBS.value)
+                processes = Processes(launcher, overrides, JOBS.value)
                 finished = _run_blocks(processes, blocks)
+            errors = processes.errors
         tables = {name: root / name / "results" / "table.json" for name in names}
         tables = {name: table for name, table in tables.items() if table.exists()}
         write_combined_table(combine_tables(tables, PAPER), root)
     except UserError as error:
-        sys.exit(f"launch.table1: {error}")
+        errors = [str(error)]
+    if errors:
+        sys.exit("\n".join(f"launch.table1: {error}" for error in errors))
     left = [name for name in names if not finished[name]]
     if left:
         print(f"unfinished: {', '.join(left)}; call again to go on")

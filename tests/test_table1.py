@@ -18,7 +18,14 @@ from launch.runs import (
     describe_segmenter,
     read_config_file,
 )
-from launch.table1 import PAPER, combine_tables, write_combined_table
+from launch.table1 import (
+    PAPER,
+    Block,
+    combine_tables,
+    run_apart,
+    split_overrides,
+    write_combined_table,
+)
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -115,7 +122,14 @@ def test_out_of_time_it_saves_and_goes_on_in_parts(finished, tmp_path):
     assert done.returncode == UNFINISHED, done.stderr
     assert "unfinished: tiny; call again to go on" in done.stdout
     assert not (tmp_path / "tiny" / "results").exists()
-    done = launch(tmp_path, "--jobs=2")
+    config = tiny.get_config()
+    config.refiners = ("dae_y",)
+    run(config, tmp_path / "tiny", "train_refiner", "")
+    log = tmp_path / "tiny" / "refiners" / "dae_y" / "metrics.jsonl"
+    before = log.read_text()
+    done = launch(
+        tmp_path, "--jobs=2", "--", "--config.refiners=('dae_ytrue', 'dae_y')"
+    )
     assert done.returncode == 0, done.stderr
     rows = {
         row["model"]: row for row in json.loads((tmp_path / "table1.json").read_text())
@@ -125,6 +139,7 @@ def test_out_of_time_it_saves_and_goes_on_in_parts(finished, tmp_path):
         for workdir in (tmp_path / "tiny", finished)
     )
     assert table["rows"] == whole["rows"]
+    assert log.read_text() == before  # begun in the whole, gone on with in its part
     assert (tmp_path / "tiny.parts" / "dae_y" / "log.txt").exists()
     assert rows["FCN8"]["ours"] == table["rows"][0]["mean_iou"]
     assert rows["FCN8 + DAE(y)"]["gain"] == table["rows"][-1]["gain"]
@@ -142,6 +157,68 @@ def _go_on_with_its_segmenter(source, target):
     assert logs[0].read_text() == logs[1].read_text()
     epochs = (target / "refiners/dae_ytrue/metrics.jsonl").read_text().splitlines()
     assert len(epochs) == 2
+
+
+class Processes:
+    """Instead of processes: writes what they would, but nothing for `broken`."""
+
+    jobs = 2
+
+    def __init__(self, broken):
+        self.broken = broken
+        self.runs = []
+
+    def run(self, block, workdir, *, refiners, mode="run", prepare=None):
+        self.runs.append((mode, refiners))
+        if prepare:
+            prepare()
+        if mode == "train_segmenter":
+            for name in ("config.json", "data.json", "runs.jsonl"):
+                write(workdir / name)
+            write(workdir / "segmenter" / "summary.json")
+        elif mode == "sweep":
+            write(workdir / "refiners" / refiners[0] / "checkpoints")
+            if refiners[0] == self.broken:
+                return False
+            write(workdir / "refiners" / refiners[0] / "selection.json")
+        return True
+
+
+def write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+
+
+def test_a_refiner_that_is_not_finished_holds_no_other_up(tmp_path):
+    block = Block(pathlib.Path("x.py"), tmp_path / "x", "", ("a", "b", "c"))
+    first, second = Processes("b"), Processes(None)
+    assert not run_apart(first, block)
+    assert first.runs[0] == ("train_segmenter", ("a", "b", "c"))
+    assert sorted(first.runs[1:4]) == [("sweep", (name,)) for name in "abc"]
+    assert first.runs[4:] == [("run", ("a", "c"))]
+    assert not (tmp_path / "x.parts" / "a" / "segmenter").exists()
+    assert (tmp_path / "x.parts" / "b" / "refiners" / "b" / "checkpoints").exists()
+    assert run_apart(second, block)
+    assert second.runs == [("sweep", ("b",)), ("run", ("a", "b", "c"))]
+    found = {path.parent.name for path in tmp_path.glob("x/refiners/*/selection.json")}
+    assert found == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--x=1"], (["--x=1"], ())),
+        (["--config.refiners=a", "--x=1"], (["--x=1"], ("a",))),
+        (["--config.refiners=('a', 'b')"], ([], ("a", "b"))),
+    ],
+)
+def test_refiners_are_read_as_the_main_program_does(flags, expected):
+    assert split_overrides(flags) == expected
+
+
+def test_refiners_that_are_no_tuple_are_named():
+    with pytest.raises(UserError, match=r"--config.refiners=\('a',: expected a tu"):
+        split_overrides(["--config.refiners=('a',"])
 
 
 def test_a_config_that_fails_ends_it(tmp_path):

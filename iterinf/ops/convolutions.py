@@ -145,11 +145,14 @@ def _pull_back_narrow(padding, x, kernel, gradient):
 
 
 def _pull_back_deep(padding, x, kernel, gradient):
+    """Sums in float32, where patches overlap too."""
     size, d = kernel.shape[:2], kernel.shape[-1]
+    x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     patches, fold = jax.vjp(lambda x: gather_patches(_pad(x, padding), size), x)
-    to_patches = jnp.einsum("byxd,pd->byxp", gradient, kernel.reshape(-1, d))
-    to_kernel = jnp.einsum("byxp,byxd->pd", patches, gradient)
-    return *fold(to_patches), to_kernel.reshape(kernel.shape)
+    weights = kernel.reshape(-1, d).astype(jnp.float32)
+    (to_input,) = fold(jnp.einsum("byxd,pd->byxp", gradient, weights))
+    to_kernel = jnp.einsum("byxp,byxd->pd", patches, gradient).reshape(kernel.shape)
+    return to_input.astype(kernel.dtype), to_kernel.astype(kernel.dtype)
 
 
 def _pull_back_to_kernel(
