@@ -7,7 +7,7 @@ module 100 epochs of 500 with patience 40, decay .97; CRF-RNN 10 of 50; 12 of th
 the identity and has skip connections, as in configs/camvid_small.py.
 
 On an H200 the segmenter took 2 minutes, each DAE 4 to 5 beside others; the CRFs and the
-context module did not come to an end beside them (docs/results.md): run DAEs at once, by
+context module came to no end beside them (docs/results.md): run DAEs at once, by
 launch.table1 with --jobs=3, and the others after them.
 """
 

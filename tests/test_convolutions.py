@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iterinf.ops import convolutions
-from iterinf.ops.convolutions import convolve, convolve_deep
+from iterinf.ops.convolutions import convolve
 
 CASES = {
     "fewer channels out": ((2, 9, 7, 5), (3, 3, 5, 2), "SAME"),
@@ -48,20 +48,6 @@ def test_equals_xla_with_gradients(
     x = jnp.asarray(rng.normal(size=x_shape), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=kernel_shape), jnp.float32)
     found = differentiate(lambda *a: convolve(*a, (1, 1), padding), x, kernel)
-    expected = differentiate(lambda *a: convolve_by_xla(*a, padding), x, kernel)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-4), found, expected)
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "kernel_shape", "padding"), CASES.values(), ids=CASES
-)
-def test_equals_xla_where_kernels_are_large(
-    rng, monkeypatch, x_shape, kernel_shape, padding
-):
-    monkeypatch.setattr(convolutions, "_LARGE_KERNEL", 0)
-    x = jnp.asarray(rng.normal(size=x_shape), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=kernel_shape), jnp.float32)
-    found = differentiate(lambda *a: convolve_deep(*a, (1, 1), padding), x, kernel)
     expected = differentiate(lambda *a: convolve_by_xla(*a, padding), x, kernel)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-4), found, expected)
 

@@ -1,7 +1,7 @@
-"""Convolutions whose gradients are fast on CPUs; other devices keep XLA's."""
+"""Convolution whose weight gradient is fast on CPUs."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,7 @@ from iterinf.ops.patches import gather_patches
 _BYTES = 2_000_000  # of the patches of a block of rows: what caches hold
 _MOST_CHANNELS = 16  # of the narrower side; above, XLA's own gradient is level
 
-_FEW_POSITIONS = 512  # of a whole batch; at 1568 XLA's gradients are level
-_LARGE_KERNEL = 1 << 20  # numbers
-
 Padding = Sequence[tuple[int, int]]
-PullBack = Callable[[Padding, Array, Array, Array], tuple[Array, Array]]
 
 
 def convolve(
@@ -53,55 +49,12 @@ def convolve(
       [b, h + padding - i + 1, w + padding - j + 1, d].
     """
     del options
-    padding = _list_padding(x, kernel, strides, padding)
-    if min(kernel.shape[2:]) > _MOST_CHANNELS:
-        return _convolve_by_xla(padding, x, kernel)
-    return _convolve(_pull_back_narrow, padding, x, kernel)
-
-
-def convolve_deep(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "i j c d"],
-    strides: Sequence[int],
-    padding: str | Padding,
-    **options: Any,
-) -> Float[Array, "b _ _ d"]:
-    """Convolves at stride 1, with fast gradients where large kernels meet small maps.
-
-    With patches P [positions, i * j * c] of x and the kernel K as [i * j * c, d],
-
-        dL/dK = P^T dL/dy,    dL/dP = dL/dy K^T,
-
-    and dL/dx sums dL/dP where patches overlap. XLA on a CPU transposes K instead, which
-    takes longer than the products where positions are few: from 1024 to 2048 channels
-    at 2x7x7, 131 ms on two cores for 46 here. Other sizes are XLA's.
-
-    Args:
-      x: input.
-      kernel: as of `flax.linen.Conv`.
-      strides: ones.
-      padding: as of `convolve`.
-      **options: as of `convolve`.
-
-    Returns:
-      [b, h + padding - i + 1, w + padding - j + 1, d].
-    """
-    del options
-    padding = _list_padding(x, kernel, strides, padding)
-    positions = x.shape[0] * x.shape[1] * x.shape[2]
-    if positions > _FEW_POSITIONS or kernel.size < _LARGE_KERNEL:
-        return _convolve_by_xla(padding, x, kernel)
-    return _convolve(_pull_back_deep, padding, x, kernel)
-
-
-def _list_padding(
-    x: Array, kernel: Array, strides: Sequence[int], padding: str | Padding
-) -> Padding:
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(
             x.shape[1:3], kernel.shape[:2], strides, padding
         )
-    return tuple((int(low), int(high)) for low, high in padding)
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    return _convolve(padding, x, kernel)
 
 
 def _convolve_by_xla(padding: Padding, x: Array, kernel: Array) -> Array:
@@ -110,49 +63,32 @@ def _convolve_by_xla(padding: Padding, x: Array, kernel: Array) -> Array:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _convolve(pull_back: PullBack, padding: Padding, x: Array, kernel: Array) -> Array:
-    """XLA's convolution, whose gradients a CPU computes by `pull_back`."""
-    del pull_back
-    return _convolve_by_xla(padding, x, kernel)
+_convolve = jax.custom_vjp(_convolve_by_xla, nondiff_argnums=(0,))
 
 
-def _convolve_forward(pull_back, padding, x, kernel):
-    return _convolve(pull_back, padding, x, kernel), (x, kernel)
+def _convolve_forward(padding, x, kernel):
+    return _convolve_by_xla(padding, x, kernel), (x, kernel)
 
 
-def _convolve_backward(pull_back, padding, residuals, gradient):
-    return jax.lax.platform_dependent(
-        *residuals,
-        gradient,
-        cpu=functools.partial(pull_back, padding),
-        default=functools.partial(_pull_back_by_xla, padding),
-    )
+def _convolve_backward(padding, residuals, gradient):
+    x, kernel = residuals
+    _, pull_back_to_input = jax.vjp(lambda x: _convolve_by_xla(padding, x, kernel), x)
+    to_kernel = functools.partial(_pull_back_to_kernel_by_xla, padding, kernel)
+    if min(kernel.shape[2:]) <= _MOST_CHANNELS:
+        to_kernel = functools.partial(
+            jax.lax.platform_dependent,
+            cpu=functools.partial(_pull_back_to_kernel, padding, kernel.shape[:2]),
+            default=to_kernel,
+        )
+    return *pull_back_to_input(gradient), to_kernel(x, gradient)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _pull_back_by_xla(padding, x, kernel, gradient):
-    _, pull_back = jax.vjp(functools.partial(_convolve_by_xla, padding), x, kernel)
-    return pull_back(gradient)
-
-
-def _pull_back_narrow(padding, x, kernel, gradient):
-    _, pull_back = jax.vjp(lambda x: _convolve_by_xla(padding, x, kernel), x)
-    to_kernel = _pull_back_to_kernel(padding, kernel.shape[:2], x, gradient)
-    return *pull_back(gradient), to_kernel
-
-
-def _pull_back_deep(padding, x, kernel, gradient):
-    """Sums in float32, where patches overlap too."""
-    size, d = kernel.shape[:2], kernel.shape[-1]
-    x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
-    patches, fold = jax.vjp(lambda x: gather_patches(_pad(x, padding), size), x)
-    weights = kernel.reshape(-1, d).astype(jnp.float32)
-    (to_input,) = fold(jnp.einsum("byxd,pd->byxp", gradient, weights))
-    to_kernel = jnp.einsum("byxp,byxd->pd", patches, gradient).reshape(kernel.shape)
-    return to_input.astype(kernel.dtype), to_kernel.astype(kernel.dtype)
+def _pull_back_to_kernel_by_xla(padding, kernel, x, gradient):
+    _, pull_back = jax.vjp(lambda kernel: _convolve_by_xla(padding, x, kernel), kernel)
+    return pull_back(gradient)[0]
 
 
 def _pull_back_to_kernel(

@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
-from iterinf.ops.convolutions import convolve_deep
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.ops.ties import max_pool_with_ties, max_unpool_ties
 from iterinf.types import Candidate, Size
@@ -100,8 +99,7 @@ class DAE(nn.Module):
 
         def convolution(channels, **options):
             options = {"kernel_init": nn.initializers.he_uniform()} | options
-            options |= {"dtype": self.dtype, "conv_general_dilated": convolve_deep}
-            return nn.Conv(channels, (3, 3), **options)
+            return nn.Conv(channels, (3, 3), dtype=self.dtype, **options)
 
         self.down = [convolution(width) for width in self.widths]
         self.join = {
