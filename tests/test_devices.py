@@ -31,7 +31,7 @@ CHANGES = {  # batches of 8 and 4: several devices then hold one part
 }
 
 
-def start(workdir, *, num_processes, num_devices, signals_at=-1):
+def start(workdir, *, num_processes, num_devices, signals_at=-1, mode="run"):
     """Starts the processes; the first gets SIGKILL before a step of its training."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,7 +46,8 @@ def start(workdir, *, num_processes, num_devices, signals_at=-1):
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", DRIVER, str(-1 if index else signals_at)]
-                + ["--config=tests/tiny.py", f"--workdir={workdir}", *flags],
+                + ["--config=tests/tiny.py", f"--workdir={workdir}", *flags]
+                + [f"--mode={mode}"],
                 cwd=ROOT,
                 env=os.environ
                 | {
@@ -101,7 +102,7 @@ def one_device(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
     config = tiny.get_config()
     config.update_from_flattened_dict(CHANGES)
-    run(config, workdir, "run", "")
+    run(config, workdir, "evaluate", "")
     return workdir
 
 
@@ -124,7 +125,7 @@ def check_same(workdir, expected):
 
 @pytest.mark.slow
 def test_eight_devices_are_one(tmp_path, one_device):
-    processes = start(tmp_path, num_processes=1, num_devices=8)
+    processes = start(tmp_path, num_processes=1, num_devices=8, mode="evaluate")
     errors = wait(processes)
     assert processes[0].returncode == 0, errors
     check_same(tmp_path, one_device)
@@ -141,6 +142,7 @@ def test_two_processes_are_one_also_if_one_was_killed(tmp_path, one_device):
     errors = wait(processes)
     assert [process.returncode for process in processes] == [0, 0], errors
     check_same(tmp_path, one_device)
+    assert (tmp_path / "report.html").exists()
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from iterinf.experiment import run
 from iterinf.stages import Experiment
 from tests import tiny
 
@@ -91,9 +91,9 @@ def read_parameters(workdir):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_the_same(tmp_path):
+def test_killed_and_resumed_it_ends_the_same(finished, tmp_path):
     workdir, killed = tmp_path / "whole", tmp_path / "killed"
-    run(tiny.get_config(), workdir, "run", "")
+    shutil.copytree(finished, workdir)
     cache = jax.config.jax_compilation_cache_dir
     for number, *moment in draw_moments():
         done = run_driver(killed, cache, int(number), *moment)

@@ -1,7 +1,9 @@
 """The network that ran elsewhere, and an experiment on its output."""
 
+import functools
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +51,12 @@ def test_certain_pixels_stay_finite():
 
 
 @pytest.fixture(scope="module")
-def workdirs(tmp_path_factory):
+def workdirs(finished, tmp_path_factory):
     """A trained FCN-8's experiment, and one on what that FCN-8 has written."""
     folder = tmp_path_factory.mktemp("precomputed")
+    shutil.copytree(finished, folder / "whole")
     config = tiny.get_config()
     config.refiners = ("dae_y",)
-    run(config, folder / "whole", "run", "test")
     config.segmenter = base.create_precomputed()
     config.segmenter.outputs = str(folder / "outputs")
     _write_outputs(folder / "whole", folder / "outputs")
@@ -67,14 +69,13 @@ def _write_outputs(workdir, folder):
     config = tiny.get_config()
     config.refiners = ("dae_y",)
     experiment = Experiment(config, workdir)
+    compute = jax.jit(functools.partial(propose, experiment.segmenter))
     for name in ("train", "validation", "test"):
         (folder / name).mkdir(parents=True)
         split = getattr(experiment.dataset, name)
         for i, stem in enumerate(split.names):
             batch = to_unit_range(jax.tree.map(jnp.asarray, split.stack([i])))
-            y, h, _ = propose(
-                experiment.segmenter, experiment.segmenter_variables, batch
-            )
+            y, h, _ = compute(experiment.segmenter_variables, batch)
             path = folder / name / f"{stem}.npz"
             np.savez(path, probabilities=y[0], pool2=h["pool2"][0])
 
