@@ -11,7 +11,7 @@
 #
 # The machine must have JAX for its accelerator, Flax, Optax, Orbax and Matplotlib. What
 # it keeps lies in $ITERINF_HOME (default ~/iterinf); flags for every run in
-# $ITERINF_FLAGS.
+# $ITERINF_FLAGS, the number of processes at once in $ITERINF_JOBS (1).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
