@@ -118,12 +118,14 @@ def test_it_starts_from_any_folder(tmp_path):
     assert (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_missing_flags_and_config():
     assert_one_sentence(run_main("--workdir=runs/none"), "config")
     assert_one_sentence(run_main(CONFIG), "workdir")
     assert_one_sentence(run_main("--config=no.py", "--workdir=runs/none"), "no.py")
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use_or_not_to_be_written(tmp_path):
     with lock_folder(tmp_path):
         done = run_main(CONFIG, f"--workdir={tmp_path}")

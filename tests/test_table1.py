@@ -140,6 +140,7 @@ def _go_on_with_its_segmenter(source, target):
     assert len(epochs) == 2
 
 
+@pytest.mark.slow
 def test_a_config_that_fails_ends_it(tmp_path):
     done = launch(tmp_path, "--", "--config.refiners=('dea_y',)")
     assert done.returncode == 1
