@@ -90,9 +90,17 @@ def test_check_data_says_all_that_is_wrong(tmp_path):
     [
         (["--config.segmentor.width=1"], ["key: 'segmentor'; Did you mean"]),
         (["--config.refiners=('dea_y',)"], ["dea_y", "dae_y"]),
-        (["--config.segmenter.name=unet"], ["unet", "fcn8"]),
-        (["--mode=trian"], ["trian", "train_segmenter"]),
-        (["--config.dataset.name=camvids"], ["camvids", "camvid", "folder"]),
+        pytest.param(
+            ["--config.segmenter.name=unet"], ["unet", "fcn8"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["--mode=trian"], ["trian", "train_segmenter"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["--config.dataset.name=camvids"],
+            ["camvids", "camvid", "folder"],
+            marks=pytest.mark.slow,
+        ),
         (["--config.seed=one"], ["seed", "one"]),
         (["oops"], ["oops"]),
     ],
