@@ -119,8 +119,9 @@ def test_builds(name):
             **settings.model,
         )
         assert list_options(refiner) == set(settings.model)
-        weights = jax.eval_shape(refiner.init, jax.random.key(0), candidate)
-        reconstruction = jax.eval_shape(refiner.apply, weights, candidate)
+        reconstruction, weights = jax.eval_shape(
+            refiner.init_with_output, jax.random.key(0), candidate
+        )
         assert reconstruction.shape == (1, *crop_size, 11)
         replace_numbers(
             {"refiner": weights}, dict.fromkeys(settings.selection.parameters, 1.0)

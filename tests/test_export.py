@@ -215,6 +215,7 @@ def test_refiners_take_any_size(refiner, options):
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refiner", ["dense_crf", "crf_rnn"])
 def test_refiners_on_the_lattice_take_any_batch(refiner):
     pipeline = create_pipeline(Precomputed(num_classes=5), refiner)

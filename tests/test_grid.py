@@ -296,6 +296,7 @@ def launch(workdir, config, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_values_of_all_kinds_reach_the_run_after_one_that_fails(tmp_path):
     setting = {
         "seed": 3,

@@ -90,9 +90,17 @@ def test_check_data_says_all_that_is_wrong(tmp_path):
     [
         (["--config.segmentor.width=1"], ["key: 'segmentor'; Did you mean"]),
         (["--config.refiners=('dea_y',)"], ["dea_y", "dae_y"]),
-        (["--config.segmenter.name=unet"], ["unet", "fcn8"]),
-        (["--mode=trian"], ["trian", "train_segmenter"]),
-        (["--config.dataset.name=camvids"], ["camvids", "camvid", "folder"]),
+        pytest.param(
+            ["--config.segmenter.name=unet"], ["unet", "fcn8"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["--mode=trian"], ["trian", "train_segmenter"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["--config.dataset.name=camvids"],
+            ["camvids", "camvid", "folder"],
+            marks=pytest.mark.slow,
+        ),
         (["--config.seed=one"], ["seed", "one"]),
         (["oops"], ["oops"]),
     ],
@@ -118,12 +126,14 @@ def test_it_starts_from_any_folder(tmp_path):
     assert (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_missing_flags_and_config():
     assert_one_sentence(run_main("--workdir=runs/none"), "config")
     assert_one_sentence(run_main(CONFIG), "workdir")
     assert_one_sentence(run_main("--config=no.py", "--workdir=runs/none"), "no.py")
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use_or_not_to_be_written(tmp_path):
     with lock_folder(tmp_path):
         done = run_main(CONFIG, f"--workdir={tmp_path}")

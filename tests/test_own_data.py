@@ -103,6 +103,7 @@ def test_segmenters_propose_many_classes(rng, name):
     np.testing.assert_allclose(y.sum(axis=-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["context_module", "crf_rnn", "dae", "dense_crf"])
 def test_refiners_sweep_over_many_classes(rng, name):
     options = {"dae": {"widths": (4, 6), "features": ("pool1",)}}.get(name, {})

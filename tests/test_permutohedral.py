@@ -90,6 +90,22 @@ def test_neighbors_looked_up_in_chunks_are_those_of_all_at_once(rng, monkeypatch
     jax.tree.map(np.testing.assert_array_equal, build_lattice(features), expected)
 
 
+@pytest.fixture(scope="module")
+def filter_both_ways():
+    """The lattice, of any size, and its transpose; compiled once."""
+
+    @jax.jit
+    def compute(features, x):
+        lattice = build_lattice(features)
+        found, pull_back = jax.vjp(lambda x: filter_on_lattice(lattice, x), x)
+        return found, pull_back(jnp.cos(x))[0]
+
+    shape = jax.ShapeDtypeStruct((4000, 2), jnp.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(permutohedral, "_SMALLEST", 1)
+        return compute.lower(shape, shape).compile()
+
+
 @pytest.mark.parametrize(
     ("spread", "fewest", "most"),
     [
@@ -103,21 +119,13 @@ def test_neighbors_looked_up_in_chunks_are_those_of_all_at_once(rng, monkeypatch
     ],
 )
 def test_every_size_of_the_lattice_gives_the_same(
-    rng, monkeypatch, spread, fewest, most
+    rng, filter_both_ways, spread, fewest, most
 ):
     """Each number of vertices has a program for it, and its transpose."""
-    monkeypatch.setattr(permutohedral, "_SMALLEST", 1)
     features = rng.uniform(0, spread, (4000, 2)).astype(np.float32)
     values = rng.normal(size=(4000, 2)).astype(np.float32)
     expected, num_vertices = filter_in_numpy(features, values)
     assert fewest < num_vertices <= most
-
-    @jax.jit
-    def filter_both_ways(features, x):
-        lattice = build_lattice(features)
-        found, pull_back = jax.vjp(lambda x: filter_on_lattice(lattice, x), x)
-        return found, pull_back(jnp.cos(x))[0]
-
     found, back = filter_both_ways(features, values)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     forth = np.sum(np.cos(values) * expected)

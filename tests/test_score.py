@@ -96,6 +96,7 @@ def test_iterating_the_optimal_denoiser_ends_at_modes(rng):
     np.testing.assert_allclose(modes[0], modes[1])
 
 
+@pytest.mark.slow
 def test_iterating_a_trained_dae_ends_near_modes(learned, rng):
     modes = find_modes(smooth(create_mixture(), SIGMA))
     distances = measure_distances(climb(learned, rng), modes)

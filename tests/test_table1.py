@@ -221,6 +221,7 @@ def test_refiners_that_are_no_tuple_are_named():
         split_overrides(["--config.refiners=('a',"])
 
 
+@pytest.mark.slow
 def test_a_config_that_fails_ends_it(tmp_path):
     done = launch(tmp_path, "--", "--config.refiners=('dea_y',)")
     assert done.returncode == 1
