@@ -29,7 +29,7 @@ def test_it_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     cache = str(jax.config.jax_compilation_cache_dir)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     notebook = nbformat.read(FOLDER / "colab.ipynb", as_version=4)
     expected = ["text/markdown", "image/png", "image/png", "image/png"]
     resources = {"metadata": {"path": str(tmp_path)}}

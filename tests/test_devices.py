@@ -55,7 +55,7 @@ def start(workdir, *, num_processes, num_devices, signals_at=-1, mode="run"):
                     "JAX_COMPILATION_CACHE_DIR": str(
                         jax.config.jax_compilation_cache_dir
                     ),
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

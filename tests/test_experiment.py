@@ -277,7 +277,7 @@ def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     config.segmenter = base.create_fc_densenet()
     config.segmenter.class_weights = "median_frequency"
     config.segmenter.model.update(
-        blocks=(1, 1),
+        blocks=(1,),
         bottleneck=1,
         growth_rate=3,
         first_channels=4,
@@ -286,6 +286,7 @@ def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     config.segmenter.training.update(batch_size=4, crop_size=(32, 32), num_epochs=1)
     config.segmenter.fine_tuning.update(batch_size=2, num_epochs=1)
     config.refiners = ("dae_y",)
+    config.refiner.dae_y.model.update(widths=(4, 6), features=("pool1",))
     run(config, tmp_path, "run", "")
     for phase in ("segmenter", "segmenter/fine_tuning"):
         assert len((tmp_path / phase / "metrics.jsonl").read_text().splitlines()) == 1
