@@ -185,8 +185,8 @@ class Checkpoints:
         self._manager.close()
 
 
-class _Epoch(NamedTuple):
-    """Arguments of `Checkpoints.save`."""
+class Epoch(NamedTuple):
+    """The end of an epoch: what `Checkpoints.save` takes."""
 
     step: int
     model: Any
@@ -213,20 +213,12 @@ class CheckpointWriter:
         self._checkpoints = checkpoints
         self._seconds = seconds
         self._written = -float("inf")
-        self._waiting: list[_Epoch] = []
+        self._waiting: list[Epoch] = []
 
-    def add(
-        self,
-        step: int,
-        model: Any,
-        train: Any,
-        progress: Progress,
-        value: float | None,
-    ) -> None:
-        """Takes what `Checkpoints.save` takes, in arrays that will not be donated."""
+    def add(self, newest: Epoch) -> None:
+        """Takes an epoch, in arrays that will not be donated."""
         best = [epoch for epoch in self._waiting if epoch.value is not None]
-        newest = _Epoch(step, model, train, progress, value)
-        self._waiting = [newest] if value is not None else [*best, newest]
+        self._waiting = [newest] if newest.value is not None else [*best, newest]
 
     def is_due(self) -> bool:
         """Whether it is time to write; all processes agree."""

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 from tqdm import tqdm
 
-from iterinf.checkpoints import Checkpoints, CheckpointWriter, Progress
+from iterinf.checkpoints import Checkpoints, CheckpointWriter, Epoch, Progress
 from iterinf.devices import create_replication, replicate, use_all_devices
 from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_lines
@@ -344,8 +344,7 @@ def _add(
     progress: Progress,
     value: float | None,
 ) -> None:
-    model, train = _split(state)
-    writer.add(int(state.step), model, train, progress, value)
+    writer.add(Epoch(int(state.step), *_split(state), progress, value))
 
 
 def _save_and_exit(

@@ -57,7 +57,7 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copies a workdir, its segmenter trained, without refiners, if there is no target.
 
     Raises:
-      UserError: if writing fails; nothing is left of the copy.
+      UserError: if writing fails; the target then has no segmenter.
     """
     if (target / "segmenter").exists():
         return
