@@ -108,7 +108,7 @@ def _infer(y, image, widths, weights, num_iterations, from_logits, exact):
     unary = y if from_logits else compute_unary(y)
     condition = make_condition(unary, image, *widths, exact=exact)
     refinement = refine(
-        lambda y: update(y, condition, *weights),
+        lambda y: nn.softmax(update(y, condition, *weights)),
         nn.softmax(unary),
         step_size=1.0,
         num_iterations=num_iterations,

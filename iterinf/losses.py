@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Integer
 
-_TINY = 1e-30  # keeps log finite where softmax underflows; its gradient stays exact
-
 
 class LossSum(NamedTuple):
     """A loss as sum and count, so that padding and batching cannot bias its mean."""
@@ -18,8 +16,8 @@ class LossSum(NamedTuple):
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """Per labelled pixel; 0 where there is none."""
-        return self.total / jnp.maximum(self.num_pixels, 1.0)
+        """Mean per labelled pixel, by weight; 0 where there is none."""
+        return self.total / jnp.where(self.num_pixels > 0, self.num_pixels, 1.0)
 
 
 def encode_labels(labels: Integer[Array, "b h w"], num_classes: int) -> Array:
@@ -54,18 +52,22 @@ def compute_cross_entropy(
 
 
 def compute_reconstruction_loss(
-    reconstruction: Float[Array, "b h w k"],
+    logits: Float[Array, "b h w k"],
     labels: Integer[Array, "b h w"],
     *,
     squared_error: float = 1.0,
     cross_entropy: float = 1.0,
 ) -> LossSum:
-    """The loss of a denoising autoencoder, per labelled pixel.
+    """Computes the loss of a denoising autoencoder per labelled pixel.
 
     L = squared_error * sum_k (r_k - t_k)^2  -  cross_entropy * log r_label   (Eq. 5)
 
+    with r = softmax(logits) and t the one-hot truth. Whatever the two weights, the
+    minimiser over functions r of y~ is E[t | y~]: both terms are proper scores.
+
     Args:
-      reconstruction: r(y, h), class probabilities.
+      logits: of r(y~, h). They are read, rather than r, so that -log r_label keeps its
+        gradient, 1 - r_label, where r_label underflows.
       labels: the truth; k and above are void and left out.
       squared_error: weight of the first term; 1/k makes it a mean over classes, as
         released in 2017; 0 leaves it out.
@@ -74,9 +76,12 @@ def compute_reconstruction_loss(
     Returns:
       Sum over labelled pixels and their number.
     """
-    truth = encode_labels(labels, reconstruction.shape[-1])
-    valid = labels < reconstruction.shape[-1]
-    squared = jnp.sum(jnp.square(reconstruction - truth), axis=-1)
-    log_likelihood = jnp.log(jnp.sum(reconstruction * truth, axis=-1) + _TINY)
-    losses = squared_error * squared - cross_entropy * log_likelihood
+    num_classes = logits.shape[-1]
+    valid = labels < num_classes
+    residual = jax.nn.softmax(logits) - encode_labels(labels, num_classes)
+    squared = jnp.sum(jnp.square(residual), axis=-1)
+    negative_log_likelihood = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(valid, labels, 0)
+    )
+    losses = squared_error * squared + cross_entropy * negative_log_likelihood
     return LossSum(jnp.sum(losses, where=valid), jnp.sum(valid, dtype=jnp.float32))

@@ -44,8 +44,14 @@ def propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candida
     Returns:
       The candidate, y as probabilities.
     """
-    logits, features = segmenter.apply(variables, batch.image, **batch.outputs)
+    logits, features = _segment(segmenter, variables, batch)
     return Candidate(nn.softmax(logits), features, batch.image)
+
+
+def _segment(
+    segmenter: nn.Module, variables: Variables, batch: Batch
+) -> tuple[Float[Array, "b h w k"], dict[str, Float[Array, "b _ _ _"]]]:
+    return segmenter.apply(variables, batch.image, **batch.outputs)
 
 
 def combine(params: Params, frozen: Networks) -> Networks:
@@ -135,12 +141,14 @@ def make_refiner_loss(
     def compute_loss(params, frozen, batch: Batch, key):
         noise_key, dropout_key = jax.random.split(key)
         networks = combine(params, frozen)
-        candidate = proposal = propose(segmenter, networks["segmenter"], batch)
+        segmenter_logits, features = _segment(segmenter, networks["segmenter"], batch)
+        y = nn.softmax(segmenter_logits)
+        candidate = Candidate(y, features, batch.image)
         if start == "y_true":
             truth = encode_labels(batch.label, candidate.y.shape[-1])
             candidate = candidate._replace(y=truth)
         noisy = corrupt(noise_key, candidate.y, sigma=sigma, constraint=constraint)
-        reconstruction = _reconstruct(
+        logits = _compute_logits(
             refiner,
             networks["refiner"],
             candidate._replace(y=noisy),
@@ -149,20 +157,15 @@ def make_refiner_loss(
             rngs={"dropout": dropout_key},
         )
         loss = compute_reconstruction_loss(
-            reconstruction,
+            logits,
             batch.label,
             squared_error=squared_error,
             cross_entropy=cross_entropy,
         )
         if not proposal_cross_entropy:
             return loss
-        other = compute_reconstruction_loss(
-            proposal.y,
-            batch.label,
-            squared_error=0.0,
-            cross_entropy=proposal_cross_entropy,
-        )
-        return loss._replace(total=loss.total + other.total)
+        other = compute_cross_entropy(segmenter_logits, batch.label)
+        return loss._replace(total=loss.total + proposal_cross_entropy * other.total)
 
     return compute_loss
 
@@ -170,34 +173,38 @@ def make_refiner_loss(
 def make_reconstruction(
     segmenter: nn.Module, refiner: nn.Module, num_iterations: int = 1
 ) -> Predict:
-    """Reconstructs the segmenter's proposal, without noise, as often as in training."""
+    """Makes the prediction that validation scores: logits of r(y), without noise.
+
+    r is applied as often as in training.
+    """
 
     def predict(params, frozen, batch):
         networks = combine(params, frozen)
         candidate = propose(segmenter, networks["segmenter"], batch)
-        return _reconstruct(refiner, networks["refiner"], candidate, num_iterations)
+        return _compute_logits(refiner, networks["refiner"], candidate, num_iterations)
 
     return predict
 
 
-def _reconstruct(
+def _compute_logits(
     refiner: nn.Module,
     variables: Variables,
     candidate: Candidate,
     num_iterations: int,
     **options: Any,
 ) -> Float[Array, "b h w k"]:
-    """Applies y <- r(y, condition) several times; options are those of `condition`."""
+    """Logits of r applied several times to y; options are those of `condition`."""
     condition = refiner.apply(variables, candidate, method=refiner.condition, **options)
-
-    def reconstruct(y):
-        return refiner.apply(variables, y, condition, method=refiner.reconstruct)
-
-    if num_iterations == 1:  # in a loop XLA's convolutions on a CPU are far slower
-        return reconstruct(candidate.y)
-    return jax.lax.fori_loop(
-        0, num_iterations, lambda _, y: reconstruct(y), candidate.y
-    )
+    apply = functools.partial(refiner.apply, variables)
+    y = candidate.y
+    if num_iterations > 1:  # in a loop XLA's convolutions on a CPU are far slower
+        y = jax.lax.fori_loop(
+            0,
+            num_iterations - 1,
+            lambda _, y: apply(y, condition, method=refiner.reconstruct),
+            y,
+        )
+    return apply(y, condition, method=refiner.compute_logits)
 
 
 def make_validation(

@@ -46,9 +46,10 @@ def test_encoding_leaves_void_at_zero():
     "weights", [(1.0, 1.0), (1 / 3, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 2.0)]
 )
 def test_equation_5_by_hand(rng, weights):
-    r = jax.nn.softmax(make_logits(rng))
+    logits = make_logits(rng)
+    r = jax.nn.softmax(logits)
     loss = compute_reconstruction_loss(
-        r, LABELS, squared_error=weights[0], cross_entropy=weights[1]
+        logits, LABELS, squared_error=weights[0], cross_entropy=weights[1]
     )
     total, count = compute_by_hand(r, LABELS, *weights)
     np.testing.assert_allclose(loss.total, total, rtol=1e-5)
@@ -57,8 +58,8 @@ def test_equation_5_by_hand(rng, weights):
 
 
 def test_equation_5_of_one_pixel():
-    r = jnp.array([[[[0.5, 0.25, 0.25]]]])
-    loss = compute_reconstruction_loss(r, jnp.array([[[1]]]))
+    logits = jnp.log(jnp.array([[[[0.5, 0.25, 0.25]]]]))
+    loss = compute_reconstruction_loss(logits, jnp.array([[[1]]]))
     np.testing.assert_allclose(
         loss.total, 0.25 + 0.5625 + 0.0625 + np.log(4), rtol=1e-6
     )
@@ -76,9 +77,7 @@ def test_cross_entropy_by_hand(rng):
 def test_masking_a_pixel_is_dropping_it(rng, name):
     compute = {
         "segmenter": compute_cross_entropy,
-        "refiner": lambda x, labels: compute_reconstruction_loss(
-            jax.nn.softmax(x), labels
-        ),
+        "refiner": compute_reconstruction_loss,
     }[name]
     logits = make_logits(rng)
     masked = compute(logits, LABELS)
@@ -106,7 +105,7 @@ def test_void_alone_has_a_loss_and_a_gradient_of_zero(rng):
 
     def compute(x):
         segmenter = compute_cross_entropy(x, void).mean
-        return segmenter + compute_reconstruction_loss(jax.nn.softmax(x), void).mean
+        return segmenter + compute_reconstruction_loss(x, void).mean
 
     value, gradient = jax.value_and_grad(compute)(logits)
     assert value == 0
@@ -124,34 +123,65 @@ def test_sums_add_up_to_the_loss_of_the_union(rng):
     np.testing.assert_allclose(summed.mean, whole.mean, rtol=1e-6)
 
 
-def test_cross_entropy_from_probabilities_equals_that_from_logits(rng):
-    """Up to -log r = 55; beyond, probabilities underflow and it stays finite."""
-    labels = jnp.zeros((1, 1, 5), jnp.int32)
-    margins = jnp.array([-80.0, -5.0, 5.0, 30.0, 55.0])  # of class 1 over class 0
-    logits = jnp.zeros((1, 1, 5, 3)).at[0, 0, :, 1].set(margins)
+@pytest.mark.parametrize("gap", [0.0, 10.0, 50.0, 68.0, 72.0, 90.0, 500.0])
+@pytest.mark.parametrize("wrong", [True, False])
+def test_gradient_of_eq_5_at_any_logit_gap(gap, wrong):
+    """For two classes: d/da of -log r is r - 1, of the squared error -4 r (1 - r)^2."""
+    logits = jnp.array([0.0, gap] if wrong else [gap, 0.0])
 
-    def compute(logits):
+    def compute(logits, **weights):
+        labels = jnp.zeros((1, 1, 1), jnp.int32)
         return compute_reconstruction_loss(
-            jax.nn.softmax(logits), labels, squared_error=0.0
+            logits[None, None, None], labels, **weights
         ).total
 
-    differentiate = jax.jit(jax.value_and_grad(compute))
-    found, gradient = differentiate(logits)
-    expected, gradient_expected = jax.jit(
-        jax.value_and_grad(lambda logits: compute_cross_entropy(logits, labels).total)
-    )(logits)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, gradient_expected, rtol=1e-4, atol=1e-6)
-    value, gradient = differentiate(100 * logits)
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
+    gradient = jax.jit(jax.grad(compute))(logits)
+    exact = np.float64(gap)
+    r = 1 / (1 + np.exp(exact)) if wrong else 1 / (1 + np.exp(-exact))
+    miss = 1 - r if wrong else 1 / (1 + np.exp(exact))
+    expected = -miss - 4 * r * miss**2
+    np.testing.assert_allclose(gradient, [expected, -expected], rtol=1e-5, atol=1e-7)
+    loss = compute(logits, squared_error=0.0)
+    expected = np.logaddexp(0, exact if wrong else -exact)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.3, 5.0)])
+def test_minimiser_of_eq_5_is_the_conditional_expectation(rng, weights):
+    """E over t of the loss is least, with gradient 0, where softmax(logits) = E[t]."""
+    expectation = jnp.asarray(rng.dirichlet(np.ones(4)), jnp.float32)
+    labels = jnp.arange(4)[None, None]  # each class once, weighted by its probability
+
+    @jax.jit
+    def compute_risk(logits):
+        return sum(
+            expectation[k]
+            * compute_reconstruction_loss(
+                logits[None, None, None],
+                labels[..., k : k + 1],
+                squared_error=weights[0],
+                cross_entropy=weights[1],
+            ).total
+            for k in range(4)
+        )
+
+    best = jnp.log(expectation)
+    np.testing.assert_allclose(jax.grad(compute_risk)(best), 0, atol=1e-6)
+    for scale in (0.1, 1.0, 10.0):
+        other = best + scale * jnp.asarray(rng.normal(size=4), jnp.float32)
+        assert compute_risk(other) > compute_risk(best)
+
+
+def test_mean_divides_by_weights_below_one():
+    loss = LossSum(jnp.float32(0.2), jnp.float32(0.4))
+    np.testing.assert_allclose(loss.mean, 0.5, rtol=1e-6)
 
 
 def test_gradients_equal_finite_differences(rng):
     logits = make_logits(rng)
 
     def compute_both(x):
-        refiner = compute_reconstruction_loss(jax.nn.softmax(x), LABELS)
+        refiner = compute_reconstruction_loss(x, LABELS)
         return compute_cross_entropy(x, LABELS).mean + refiner.mean
 
     check_grads(jax.jit(compute_both), (logits,), 1, atol=1e-2, rtol=1e-2)

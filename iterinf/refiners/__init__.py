@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import flax.linen as nn
-
 from iterinf.errors import UserError
 from iterinf.refiners.context_module import ContextModule
 from iterinf.refiners.crf_rnn import CRFRNN
 from iterinf.refiners.dae import DAE
 from iterinf.refiners.dense_crf import DenseCRF
+from iterinf.refiners.refiner import Refiner
 
-REFINERS: dict[str, type[nn.Module]] = {
+REFINERS: dict[str, type[Refiner]] = {
     "context_module": ContextModule,
     "crf_rnn": CRFRNN,
     "dae": DAE,
@@ -18,7 +17,7 @@ REFINERS: dict[str, type[nn.Module]] = {
 }
 
 
-def create_refiner(name: str, *, num_classes: int, **options: Any) -> nn.Module:
+def create_refiner(name: str, *, num_classes: int, **options: Any) -> Refiner:
     """Creates a refiner.
 
     Args:
@@ -27,8 +26,7 @@ def create_refiner(name: str, *, num_classes: int, **options: Any) -> nn.Module:
       **options: the refiner's attributes, `feature_offset` (default 0) among them.
 
     Returns:
-      A Flax module with `condition(candidate)`, `reconstruct(y, condition)` and
-      `__call__(candidate)`, one reconstruction.
+      A Flax module, see `iterinf.refiners.refiner.Refiner`.
 
     Raises:
       UserError: unknown name or option.

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
+from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate
 
 _DILATIONS = (1, 1, 2, 4, 8, 16, 1)
@@ -21,7 +21,7 @@ class Condition(NamedTuple):
     contribution: Float[Array, "b h w k"] | float
 
 
-class ContextModule(nn.Module):
+class ContextModule(Refiner):
     """Seven 3x3 convolutions of dilations 1 1 2 4 8 16 1 and one of 1x1, K channels.
 
     r(y, x) = softmax(conv_1x1(layers(a(y), x))), ReLU after each of the 3x3. A pixel
@@ -33,9 +33,7 @@ class ContextModule(nn.Module):
     y. 7,832 parameters for 11 classes, with the image 8,129.
 
     Attributes:
-      num_classes: K.
-      feature_offset: not read; features are.
-      dtype: not read; all is float32, as in bfloat16 a(y) would change labels.
+      dtype: unused: all is float32, since in bfloat16 a(y) would change labels.
       inputs: "log_probabilities", a(y) above, or "probabilities", y itself (as
         released in 2017: the start is then softmax(y), no longer y).
       use_image: whether the first layer also reads the image, from weights of zero.
@@ -48,9 +46,6 @@ class ContextModule(nn.Module):
       section 3, basic.
     """
 
-    num_classes: int
-    feature_offset: int = 0
-    dtype: DTypeLike = jnp.float32
     inputs: str = "log_probabilities"
     use_image: bool = False
     first_init: str = "identity"
@@ -96,12 +91,6 @@ class ContextModule(nn.Module):
         self.layers = [convolution(dilation, padding=padding) for dilation in others]
         self.last = convolution(1, size=1)
 
-    def __call__(
-        self, candidate: Candidate, *, train: bool = False
-    ) -> Float[Array, "b h w k"]:
-        """One reconstruction of the candidate."""
-        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
-
     def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
         """Convolves the image, if the module reads it."""
         del train
@@ -109,18 +98,10 @@ class ContextModule(nn.Module):
             return Condition(0.0)
         return Condition(self.first_of_image(candidate.image))
 
-    def reconstruct(
+    def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
-        """Computes r(y, x).
-
-        Args:
-          y: class probabilities.
-          condition: from `condition`, for the same images.
-
-        Returns:
-          Class probabilities; they sum to one over k.
-        """
+        """Convolves a(y); see `Refiner.compute_logits`."""
         if self.inputs == "log_probabilities":
             y = jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0) / _LOWEST_PROBABILITY)
         x = nn.relu(self.first(y) + condition.contribution)
@@ -129,7 +110,7 @@ class ContextModule(nn.Module):
             x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
         for layer in self.layers:
             x = nn.relu(layer(x))
-        return nn.softmax(self.last(x))
+        return self.last(x)
 
 
 def init_as_identity(key, shape, dtype=jnp.float32) -> Float[Array, "s t a b"]:

@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.refiners.dense_crf import (
@@ -14,13 +13,14 @@ from iterinf.refiners.dense_crf import (
     make_condition,
     weigh,
 )
+from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate
 
 _LOWEST_PROBABILITY = 1e-20
 _LEAST_WIDTH = 0.1
 
 
-class CRFRNN(nn.Module):
+class CRFRNN(Refiner):
     """Mean-field updates whose weights are trained through the iterations.
 
     r(y)_i = softmax(u_i + C sum_m w_m * sum_j k_m(i, j) y_j)
@@ -34,8 +34,7 @@ class CRFRNN(nn.Module):
 
     Attributes:
       num_classes: K, at least 2.
-      feature_offset: not read; features are.
-      dtype: not read; all is float32.
+      dtype: unused: all is float32.
       spatial_width: pixels.
       spatial_weight: where that kernel's weights start.
       bilateral_width: pixels.
@@ -51,9 +50,6 @@ class CRFRNN(nn.Module):
       Networks", section 4; defaults as in the authors' code.
     """
 
-    num_classes: int
-    feature_offset: int = 0
-    dtype: DTypeLike = jnp.float32
     spatial_width: float = 3.0
     spatial_weight: float = 3.0
     bilateral_width: float = 160.0
@@ -85,27 +81,16 @@ class CRFRNN(nn.Module):
             "compatibility", lambda _: jnp.eye(self.num_classes)
         )
 
-    def __call__(
-        self, candidate: Candidate, *, train: bool = False
-    ) -> Float[Array, "b h w k"]:
-        """One update of the candidate."""
-        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
-
     def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
         """Builds unaries and lattices."""
         del train
         unary = compute_unary(candidate.y, lowest=_LOWEST_PROBABILITY)
         return make_condition(unary, candidate.image, *self.widths, exact=self.exact)
 
-    def reconstruct(
+    def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
-        """One mean-field update; all pixels at once.
-
-        Args:
-          y: class probabilities.
-          condition: from `condition`, for the same images.
-        """
+        """One mean-field update of all pixels; see `Refiner.compute_logits`."""
         spatial, bilateral = compute_messages(y, condition)
         message = weigh(spatial, self.spatial) + weigh(bilateral, self.bilateral)
-        return nn.softmax(condition.unary + weigh(message, self.compatibility))
+        return condition.unary + weigh(message, self.compatibility)

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.ops.ties import max_pool_with_ties, max_unpool_ties
+from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate, Size
 
 _FEATURE_LEVELS = {"input": 0} | {f"pool{level}": level for level in range(1, 6)}
@@ -27,7 +27,7 @@ class Condition(NamedTuple):
     contributions: dict[str, Float[Array, "b _ _ _"]]
 
 
-class DAE(nn.Module):
+class DAE(Refiner):
     """Pools y with switches, joins h, unpools by the switches back to y's size.
 
     Down, level l = 1..L: 3x3 convolution to widths[l-1], ReLU, 2x2 max pooling with
@@ -39,11 +39,10 @@ class DAE(nn.Module):
     55,019,787 parameters for 11 classes and h = pool4 of 512 channels.
 
     Attributes:
-      num_classes: K.
       widths: channels of the L levels.
       features: names of h's layers: input, pool1..pool5, below level L; may be empty.
-      feature_offset: pixels by which h's grid begins before the image; y is padded
-        by that on all sides, and cropped back.
+      feature_offset: number of pixels by which the grid of h begins before the image;
+        y is padded by that on all sides, and cropped back.
       decoder: "unpool" (by switches) or "transposed" (2x2 transposed convolutions of
         stride 2 in place of unpooling: the ablation of section 4.3).
       relu_decoder: ReLU in the upsampling path; False as released in 2017.
@@ -58,15 +57,12 @@ class DAE(nn.Module):
         that r stays a pure function.
       feature_dropout: probability that an image's h, all its layers, is dropped in
         training.
-      dtype: of the computation; parameters and output are float32.
 
     Source: paper, section 4.3.
     """
 
-    num_classes: int
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     features: tuple[str, ...] = ("pool4",)
-    feature_offset: int = 0
     decoder: str = "unpool"
     relu_decoder: bool = True
     skip_connections: bool = False
@@ -74,7 +70,6 @@ class DAE(nn.Module):
     switches: str = "first"
     switch_noise: float = 0.0
     feature_dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
         if self.decoder not in ("unpool", "transposed"):
@@ -119,12 +114,6 @@ class DAE(nn.Module):
             ]
         self.drop = nn.Dropout(self.feature_dropout)
 
-    def __call__(
-        self, candidate: Candidate, *, train: bool = False
-    ) -> Float[Array, "b h w k"]:
-        """One reconstruction of the candidate: r(y, h)."""
-        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
-
     def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
         """Convolves h: all of r(y, h) that does not depend on y.
 
@@ -149,18 +138,10 @@ class DAE(nn.Module):
             contributions[name] = self.join[name](keep * h if train else h)
         return Condition(contributions)
 
-    def reconstruct(
+    def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
-        """Computes r(y, h), Eq. 4.
-
-        Args:
-          y: a labelling, noisy or not; any real values.
-          condition: from `condition`, for the same images.
-
-        Returns:
-          Class probabilities; they sum to one over k.
-        """
+        """Computes the logits of r(y, h), Eq. 4; see `Refiner.compute_logits`."""
         height, width = y.shape[1:3]
         offset = self.feature_offset
         last = len(self.widths) - 1
@@ -186,7 +167,7 @@ class DAE(nn.Module):
         logits = logits.astype(jnp.float32)
         if self.start_as_identity:
             logits = logits + jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
-        return nn.softmax(logits)
+        return logits
 
     def _pool(
         self, y: Float[Array, "b h w k"], condition: Condition, last: int

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from iterinf.devices import map_images
@@ -17,6 +15,7 @@ from iterinf.ops.permutohedral import (
     filter_exactly,
     filter_on_lattice,
 )
+from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate
 
 _LOWEST_PROBABILITY = 1e-5
@@ -40,7 +39,7 @@ class Condition(NamedTuple):
     bilateral: Kernel  # of every image
 
 
-class DenseCRF(nn.Module):
+class DenseCRF(Refiner):
     """Mean-field updates of a fully connected CRF.
 
     r(y)_i = softmax(u_i + sum_m W_m sum_j k_m(i, j) y_j)
@@ -57,8 +56,7 @@ class DenseCRF(nn.Module):
 
     Attributes:
       num_classes: K, at least 2.
-      feature_offset: not read; features are.
-      dtype: not read; all is float32.
+      dtype: unused: all is float32.
       spatial_width: pixels.
       spatial_weight: W of the kernel: a number (Potts), K of them (diagonal), or K rows
         of K, how much class b at j speaks for class a at i.
@@ -72,9 +70,6 @@ class DenseCRF(nn.Module):
       pydensecrf's README.
     """
 
-    num_classes: int
-    feature_offset: int = 0
-    dtype: DTypeLike = jnp.float32
     spatial_width: float = 3.0
     spatial_weight: float | tuple = 3.0
     bilateral_width: float = 80.0
@@ -98,27 +93,16 @@ class DenseCRF(nn.Module):
         ]
         self.weights = [create(name) for name in weights]
 
-    def __call__(
-        self, candidate: Candidate, *, train: bool = False
-    ) -> Float[Array, "b h w k"]:
-        """One update of the candidate."""
-        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
-
     def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
         """Builds unaries and lattices."""
         del train
         unary = compute_unary(candidate.y)
         return make_condition(unary, candidate.image, *self.widths, exact=self.exact)
 
-    def reconstruct(
+    def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
-        """One mean-field update; all pixels at once.
-
-        Args:
-          y: class probabilities.
-          condition: from `condition`, for the same images.
-        """
+        """One mean-field update of all pixels; see `Refiner.compute_logits`."""
         return update(y, condition, *self.weights)
 
 
@@ -206,9 +190,9 @@ def update(
     spatial_weight: Weight,
     bilateral_weight: Weight,
 ) -> Float[Array, "b h w k"]:
-    """One mean-field update; see `DenseCRF`."""
+    """One mean-field update, as logits; see `DenseCRF`."""
     spatial, bilateral = compute_messages(y, condition)
-    return nn.softmax(
+    return (
         condition.unary
         + weigh(spatial, spatial_weight)
         + weigh(bilateral, bilateral_weight)

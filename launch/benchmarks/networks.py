@@ -67,8 +67,10 @@ def list_dae_train_step() -> Iterator[Case]:
 
         def compute_loss(params, candidate, batch, key, refiner=refiner):
             del key
-            r = refiner.apply({"params": params}, candidate)
-            return compute_reconstruction_loss(r, batch.label)
+            apply = functools.partial(refiner.apply, {"params": params})
+            condition = apply(candidate, method="condition")
+            logits = apply(candidate.y, condition, method="compute_logits")
+            return compute_reconstruction_loss(logits, batch.label)
 
         to = functools.partial(to_torch, variables, candidate)
         truth = torch_networks.to_tensor(label)
