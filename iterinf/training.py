@@ -1,10 +1,10 @@
 """One training loop for segmenters and refiners."""
 
 import contextlib
+import functools
 import json
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
-from tqdm import tqdm
 
+from iterinf.bars import StepBar
 from iterinf.checkpoints import Checkpoints, CheckpointWriter, Epoch, Progress
 from iterinf.devices import create_replication, replicate, use_all_devices
 from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_lines
 from iterinf.interruption import Interruption, say
 from iterinf.losses import LossSum
-from iterinf.processes import is_any, is_first
+from iterinf.processes import is_any
 from iterinf.tracing import StepTrace
 from iterinf.types import Batch
 
@@ -49,7 +49,7 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]  # constant; a step's randomness is fold_in(key, step)
     sums: LossSum  # over the epoch so far
     first_bad_step: Int[Array, ""]  # step of the first non-finite loss, or -1
-    average: Params | None = None  # of params over the steps; None: not kept
+    average: Params | None = None  # of params, debiased; None: not kept
 
     @property
     def model(self) -> Params:
@@ -121,7 +121,14 @@ def create_train_state(
     *,
     averaged: bool = False,
 ) -> TrainState:
-    """The state before the first step; `averaged` says if an average is kept."""
+    """Creates the state before the first step.
+
+    Args:
+      params: of the network.
+      optimizer: from `create_optimizer`.
+      key: of all steps' randomness.
+      averaged: whether an average of the parameters is kept.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -141,14 +148,20 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], TrainState]:
     """Makes the pure step (state, frozen, batch) -> state.
 
-    Where the state keeps an average, it follows the parameters:
-    average <- ema_decay * average + (1 - ema_decay) * params.
+    Where the state keeps an average of the parameters p, it is the exponential moving
+    average without the bias to a start, as `optax.ema(debias=True)` has it: after t
+    steps of decay d,
+
+      average_t = (1 - d) / (1 - d^t) * sum_i d^(t - i) p_i
+
+    which is kept by average_t = average_(t-1) + w_t (p_t - average_(t-1)) with
+    w_t = (1 - d) / (1 - d^t): w_1 = 1, so that initial parameters have no part in it.
 
     Args:
       compute_loss: (params, frozen, batch, key) -> summed loss over labelled pixels;
         its mean is minimised.
       optimizer: turns gradients into updates.
-      ema_decay: of the exponential moving average, 0..1.
+      ema_decay: d, 0 up to below 1.
 
     Returns:
       The step, to be jitted; `frozen` are variables that the loss reads and nobody
@@ -167,7 +180,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1 - ema_decay)
+            decay = jnp.float32(ema_decay)
+            weight = (1 - decay) / (1 - decay ** (state.step + 1))
+            average = optax.incremental_update(params, average, weight)
         bad = (state.first_bad_step < 0) & ~jnp.isfinite(sums.total)
         return TrainState(
             step=state.step + 1,
@@ -247,13 +262,20 @@ def fit(
         writer = stack.enter_context(CheckpointWriter(checkpoints, checkpoint_seconds))
         log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
         step_compiled = jax.jit(
-            train_step, donate_argnums=0, out_shardings=create_replication()
+            functools.partial(_advance_state, train_step),
+            donate_argnums=0,
+            out_shardings=create_replication(),
         )
         batches = stack.enter_context(contextlib.closing(make_batches(int(state.step))))
         trace = stack.enter_context(
             contextlib.closing(StepTrace(folder / "trace", trace_steps))
         )
-        bar = _open_bar(title, schedule, state, hidden=progress.finished)
+        bar = StepBar(
+            title,
+            total=schedule.num_epochs * schedule.steps_per_epoch,
+            initial=int(state.step),
+            show=not progress.finished,
+        )
         while not progress.finished:
             started, waited = time.monotonic(), 0.0
             state = jax.tree.map(jnp.copy, state)  # what is to be saved is not donated
@@ -267,8 +289,10 @@ def fit(
                 batch = next(batches)
                 waited += time.monotonic() - asked
                 with use_all_devices():
-                    state = step_compiled(state, frozen, batch)
-                bar.update()
+                    state, done = step_compiled(state, frozen, batch)
+                bar.add(done)
+            bar.wait()
+            trained = time.monotonic()
             metrics = {"train/loss": _check_finite(state), **evaluate(state.model)}
             _check_metrics_finite(metrics, progress.epoch + 1)
             value = metrics[schedule.monitor]
@@ -278,7 +302,9 @@ def fit(
                 "seconds_waiting_for_data": round(waited, 3),
             }
             log.write({"epoch": progress.epoch, **metrics, **seconds})
-            bar.set_postfix({schedule.monitor: f"{value:.4f}"}, refresh=False)
+            bar.end_epoch(
+                time.monotonic() - trained, **{schedule.monitor: f"{value:.4f}"}
+            )
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
             improved = progress.best_epoch == progress.epoch
             _add(writer, state, progress, value if improved else None)
@@ -290,17 +316,15 @@ def fit(
         return checkpoints.restore_best({"params": state.model})["params"]
 
 
-def _open_bar(
-    title: str, schedule: Schedule, state: TrainState, *, hidden: bool
-) -> tqdm:
-    return tqdm(
-        desc=title,
-        total=schedule.num_epochs * schedule.steps_per_epoch,
-        initial=int(state.step),
-        unit="step",
-        disable=hidden or not is_first(),
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
+def _advance_state(
+    train_step: Callable[[TrainState, Any, Batch], TrainState],
+    state: TrainState,
+    frozen: Any,
+    batch: Batch,
+) -> tuple[TrainState, Array]:
+    """The next state, and an output that outlives it: states are donated."""
+    state = train_step(state, frozen, batch)
+    return state, state.step
 
 
 def _end_of_epoch(progress: Progress, schedule: Schedule) -> int:

@@ -4,14 +4,17 @@ import json
 import os
 import pathlib
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tqdm import tqdm
 
 import iterinf
+from iterinf import bars
 from iterinf.checkpoints import Checkpoints, CheckpointWriter
 from iterinf.errors import UserError
 from iterinf.losses import LossSum, compute_cross_entropy
@@ -256,11 +259,12 @@ def test_the_loop_is_a_plain_loop_over_steps(uninterrupted):
 def test_the_average_of_the_parameters_is_validated_kept_and_resumed(tmp_path):
     step = jax.jit(make_train_step(compute_loss, create_rmsprop()))
     state = create_state(create_rmsprop())
-    average = jax.tree.map(np.float64, state.params)
+    debiased = optax.ema(0.9, debias=True)
+    ema_state = debiased.init(state.params)
     expected = []
     for index in range(LAST):
         state = step(state, None, make_batch(index))
-        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, state.params)
+        average, ema_state = debiased.update(state.params, ema_state)
         if (index + 1) % STEPS_PER_EPOCH == 0:
             expected.append(average)
     seen = []
@@ -277,6 +281,58 @@ def test_the_average_of_the_parameters_is_validated_kept_and_resumed(tmp_path):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted
         )
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99, 0.9999])
+def test_initial_parameters_have_no_part_in_the_average(decay):
+    """After t steps it is (1 - d) / (1 - d^t) * sum_i d^(t - i) p_i, p_0 left out."""
+    step = jax.jit(make_train_step(compute_loss, create_rmsprop(), ema_decay=decay))
+    state = create_state(create_rmsprop(), averaged=True)
+    history = []
+    for index in range(5):
+        state = step(state, None, make_batch(index))
+        history.append(np.float64(state.params["layer"]["kernel"]))
+        weights = np.float64(decay) ** np.arange(len(history))[::-1]
+        expected = np.average(history, axis=0, weights=weights)
+        np.testing.assert_allclose(
+            state.model["layer"]["kernel"], expected, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_bar_counts_steps_that_are_done(tmp_path, monkeypatch):
+    """However slow a step is, few are handed out ahead of the device."""
+    done = []
+
+    def work(_):
+        time.sleep(0.02)
+        done.append(None)
+        return np.float32(0)
+
+    def compute_slowly(params, frozen, batch, key):
+        loss = compute_loss(params, frozen, batch, key)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        late = jax.pure_callback(work, scalar, jax.lax.stop_gradient(loss.total))
+        return loss._replace(total=loss.total + late)
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            super().update(n)
+            assert self.n <= len(done)
+
+    def make_watched_batches(first):
+        for handed_out, batch in enumerate(make_batches(first)):
+            assert handed_out - len(done) <= 3
+            yield batch
+
+    monkeypatch.setattr(bars, "tqdm", Bar)
+    run_fit(
+        tmp_path,
+        batches=make_watched_batches,
+        loss=compute_slowly,
+        steps_per_epoch=10,
+        num_epochs=2,
+    )
+    assert len(done) == 20
 
 
 @pytest.mark.parametrize("last", [None, 9, 11])
