@@ -17,6 +17,10 @@ from iterinf.files import create_folder
 from iterinf.processes import ask_first, is_any
 
 _METRIC = "monitored"
+_ERRORS = (UserError, jax.errors.JaxRuntimeError, MemoryError)  # of a write
+_DISK_IS_FULL = "No space left on device"
+# How TensorStore's errors begin where the machine, not a file, is at fault.
+_NO_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")
 
 
 class Progress(NamedTuple):
@@ -147,13 +151,20 @@ class Checkpoints:
         return self._restore(step, model=item)["model"]
 
     def _restore(self, step: int | None, **items: Any) -> Any:
+        folder = self.folder / str(step)
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else repr(error)
+        except (OSError, ValueError, KeyError) as error:
+            _raise_memory_errors(error)
+            reason = _summarise(error)
+            if not _is_damage(error):
+                raise UserError(
+                    f"{folder}: cannot read the checkpoint, which is left as it is: "
+                    f"{reason}"
+                ) from error
             raise UserError(
-                f"{self.folder / str(step)}: the checkpoint is damaged: {reason}; "
-                "remove this folder to go on from an earlier one, if there is one"
+                f"{folder}: the checkpoint is damaged: {reason}; remove this folder to "
+                "resume from an earlier one, if there is one"
             ) from error
 
     def _check_shapes(self, step: int | None, **items: Any) -> None:
@@ -180,7 +191,7 @@ class Checkpoints:
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if lost and jax.process_count() > 1:
             return  # the other processes may be gone, and would be waited for
-        with contextlib.suppress(*([UserError] if error else [])):
+        with contextlib.suppress(*(_ERRORS if error else [])):
             self.wait()
         self._manager.close()
 
@@ -238,7 +249,7 @@ class CheckpointWriter:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """Writes what an error would lose, where no other process is to agree."""
         if jax.process_count() == 1:
-            with contextlib.suppress(*([UserError] if error else [])):
+            with contextlib.suppress(*(_ERRORS if error else [])):
                 self.write()
 
 
@@ -254,28 +265,50 @@ def has_checkpoint(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _explain_write_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Turns a failed write into one sentence."""
+    """Turns a failed write into one message; other errors stay as they are."""
     try:
         yield
-    except Exception as error:
-        reason = "the disk is full" if _is_disk_full(error) else str(error)
+    except (OSError, ValueError, RuntimeError) as error:
+        _raise_memory_errors(error)
+        reason = "the disk is full" if _is_disk_full(error) else _summarise(error)
         raise UserError(
             f"{folder}: cannot write the checkpoint: {reason}; the one before it is "
-            "kept, and the same command goes on from there"
+            "kept, and the same command resumes from there"
         ) from error
 
 
+def _raise_memory_errors(error: BaseException) -> None:
+    """Raises what a device or Python's memory said, if that is the cause."""
+    for cause in _list_causes(error):
+        if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):
+            raise cause
+
+
 def _is_disk_full(error: BaseException) -> bool:
-    causes = []
+    return any(
+        getattr(cause, "errno", None) == errno.ENOSPC or _DISK_IS_FULL in str(cause)
+        for cause in _list_causes(error)
+    )
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether files are missing or hold something else; not that none can be read."""
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return not str(error).startswith(_NO_DAMAGE)
+
+
+def _list_causes(error: BaseException | None) -> list[BaseException]:
+    """The error, and those that it was raised from."""
+    causes: list[BaseException] = []
     while error is not None and error not in causes:
         causes.append(error)
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return any(
-        getattr(cause, "errno", None) == errno.ENOSPC
-        or "No space left on device" in str(cause)
-        or "RESOURCE_EXHAUSTED" in str(cause)
-        for cause in causes
-    )
+        error = error.__cause__ or error.__context__
+    return causes
+
+
+def _summarise(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _describe(tree: Any) -> Any:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from iterinf.errors import UserError
 from iterinf.inference import refine
+from iterinf.ops.permutohedral import fits_lattice
 from iterinf.refiners.dense_crf import (
     Weight,
     check_weights,
@@ -20,6 +21,16 @@ from iterinf.refiners.dense_crf import (
     make_condition,
     update,
 )
+
+_LARGEST_WEIGHT = 1e30  # sums over all pixels stay finite
+_LARGEST_DISTANCE = 1e18  # its square is finite, too
+
+
+class Range(NamedTuple):
+    """The smallest and the largest entry of an array."""
+
+    low: Any
+    high: Any
 
 
 def dense_crf(
@@ -78,26 +89,31 @@ def dense_crf(
     }
     check_weights(weights, y.shape[-1])
     num_iterations = _read_count(num_iterations)
-    numbers = (y, image, *widths.values(), *weights.values())
-    if not any(isinstance(number, jax.core.Tracer) for number in numbers):
+    arrays = (y, image, widths, weights)
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays))
+    is_finite = True  # surely: whether a result needs no check
+    if not is_traced:
         with jax.ensure_compile_time_eval():
-            _check_values(y, image, from_logits=from_logits)
-            _check_numbers(widths, weights)
+            # The only wait, and for inputs alone: a result is returned uncomputed.
+            ranges, known_widths, known_weights = jax.device_get(
+                (_measure_ranges(y, image), widths, weights)
+            )
+        _check_values(ranges, image.dtype, from_logits=from_logits)
+        _check_scalars(known_widths, known_weights)
+        is_finite = _is_surely_finite(y.shape, known_widths, exact=exact)
     is_single = y.ndim == 3
     if is_single:
         y, image = y[None], image[None]
-    if image.dtype == jnp.uint8:
-        image = image / jnp.float32(255)
     refined = _infer(
-        y.astype(jnp.float32),
-        image.astype(jnp.float32),
-        [width.astype(jnp.float32) for width in widths.values()],
-        [weight.astype(jnp.float32) for weight in weights.values()],
+        y,
+        image,
+        list(widths.values()),
+        list(weights.values()),
         num_iterations,
         from_logits,
         exact,
     )
-    if not isinstance(refined, jax.core.Tracer) and jnp.any(jnp.isnan(refined)):
+    if not is_finite and jnp.any(jnp.isnan(refined)):
         given = ", ".join(f"{name} {width:g}" for name, width in widths.items())
         raise UserError(f"kernels too narrow for this image: {given}")
     return refined[0] if is_single else refined
@@ -105,6 +121,11 @@ def dense_crf(
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
 def _infer(y, image, widths, weights, num_iterations, from_logits, exact):
+    brightest = 255 if image.dtype == jnp.uint8 else 1
+    y, widths, weights = jax.tree.map(
+        lambda x: x.astype(jnp.float32), (y, widths, weights)
+    )
+    image = image.astype(jnp.float32) / brightest
     unary = y if from_logits else compute_unary(y)
     condition = make_condition(unary, image, *widths, exact=exact)
     refinement = refine(
@@ -116,17 +137,23 @@ def _infer(y, image, widths, weights, num_iterations, from_logits, exact):
     return refinement.y
 
 
-def _read(name: str, value: Any) -> Array:
+def _read(name: str, value: Any) -> Array | np.ndarray:
+    """Leaves arrays of JAX where they are, and makes NumPy's of all else."""
+    if isinstance(value, jax.Array):
+        return value
     try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.asarray(None)
+    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
         raise UserError(
             f"{name} of type {type(value).__name__}: expected numbers, in an array or "
             "what makes one"
-        ) from None
+        )
+    return array
 
 
-def _check_shapes(shape: tuple[int, ...], image: Array) -> None:
+def _check_shapes(shape: tuple[int, ...], image: Array | np.ndarray) -> None:
     if len(shape) not in (3, 4) or image.shape != (*shape[:-1], 3):
         raise UserError(
             f"probabilities of shape {shape} and an image of shape {image.shape}: "
@@ -150,36 +177,62 @@ def _read_count(num_iterations: Any) -> int:
     return count
 
 
-def _check_values(y: Array, image: Array, *, from_logits: bool) -> None:
-    ranges = jax.device_get(_measure_ranges(y, image))
-    (low, high), (low_sum, high_sum), (dark, bright) = ranges
-    if from_logits and not np.isfinite([low, high]).all():
+def _check_values(
+    ranges: tuple[Range, Range, Range], dtype: np.dtype, *, from_logits: bool
+) -> None:
+    """Checks the ranges of y, of its sums over k, and of an image of some dtype."""
+    values, sums, colors = ranges
+    if from_logits and not np.isfinite([values.low, values.high]).all():
         raise UserError("logits that are not finite")
-    if not from_logits and not (low > -0.01 and 0.99 < low_sum <= high_sum < 1.01):
+    if not from_logits and not (
+        values.low > -0.01 and 0.99 < sums.low <= sums.high < 1.01
+    ):
         raise UserError(
-            f"probabilities from {low:.3g} to {high:.3g} that sum to {low_sum:.3g} up "
-            f"to {high_sum:.3g} over the last axis: expected 1 everywhere; for logits "
-            "pass from_logits=True"
+            f"probabilities from {values.low:.3g} to {values.high:.3g} that sum to "
+            f"{sums.low:.3g} up to {sums.high:.3g} over the last axis: expected 1 "
+            "everywhere; for logits pass from_logits=True"
         )
-    if image.dtype != jnp.uint8 and not -0.01 < dark <= bright < 1.01:
+    if dtype != jnp.uint8 and not -0.01 < colors.low <= colors.high < 1.01:
         raise UserError(
-            f"an image of floats from {dark:.3g} to {bright:.3g}: expected 0 to 1, or "
-            "uint8"
+            f"an image of floats from {colors.low:.3g} to {colors.high:.3g}: expected "
+            "0 to 1, or uint8"
         )
 
 
-@jax.jit
-def _measure_ranges(y, image):
-    arrays = (y, jnp.sum(y.astype(jnp.float32), axis=-1), image)
-    return [(array.min(), array.max()) for array in arrays]
+def _measure_ranges(
+    y: Array | np.ndarray, image: Array | np.ndarray
+) -> tuple[Range, Range, Range]:
+    """Ranges of y, of its sums, and of the image; NumPy's arrays wait for no device."""
+    sums = y.sum(axis=-1, dtype=np.float32)
+    return (
+        Range(y.min(), y.max()),
+        Range(sums.min(), sums.max()),
+        Range(image.min(), image.max()),
+    )
 
 
-def _check_numbers(widths: Mapping[str, Array], weights: Mapping[str, Array]) -> None:
+def _check_scalars(
+    widths: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
+) -> None:
     for name, width in widths.items():
         least = "at least 1, of 255 levels" if name == "color_width" else "above 0"
         lowest = 1 if name == "color_width" else np.finfo(np.float32).tiny
         if width.ndim or not lowest <= width < np.inf:
             raise UserError(f"{name} is {width.tolist()}: expected a number {least}")
     for name, weight in weights.items():
-        if not np.isfinite(weight).all():
+        if not (np.abs(weight) < _LARGEST_WEIGHT).all():  # nan as well
             raise UserError(f"{name} is {weight.tolist()}: expected finite numbers")
+
+
+def _is_surely_finite(
+    shape: tuple[int, ...], widths: Mapping[str, np.ndarray], *, exact: bool
+) -> bool:
+    """Whether no image of this size can be too large for its kernels."""
+    spatial, bilateral, color = (float(width) for width in widths.values())
+    height, width = shape[-3:-1]
+    places = np.array([width, height])
+    colors = np.full(3, 255 / color)
+    features = (places / spatial, np.concatenate([places / bilateral, colors]))
+    if exact:
+        return all(bool(np.max(f) < _LARGEST_DISTANCE) for f in features)
+    return all(map(fits_lattice, features))

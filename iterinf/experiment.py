@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from iterinf.bars import create_bar
 from iterinf.checkpoints import has_checkpoint
 from iterinf.data.dataset import stack_records
 from iterinf.errors import UserError
@@ -19,6 +19,7 @@ from iterinf.objectives import replace_numbers
 from iterinf.picture_files import predict_files
 from iterinf.pipeline import set_test_dtype
 from iterinf.prediction import refine_labels, segment
+from iterinf.processes import print_once
 from iterinf.protocol import choose, evaluate, evaluate_segmenter
 from iterinf.provenance import describe_runs, log_run
 from iterinf.report.census import format_census
@@ -37,6 +38,7 @@ from iterinf.report.trajectories import Picture, pack_maps
 from iterinf.selection import Selection
 from iterinf.settings import list_trained
 from iterinf.stages import Experiment
+from iterinf.types import Batch
 
 MODES = (
     "run",
@@ -120,9 +122,11 @@ def check_data(experiment: Experiment) -> None:
     path = experiment.workdir / "data" / "contact_sheet.png"
     dataset = experiment.dataset
     save_figure(plot_contact_sheet(dataset), path)
-    print(f"{dataset.name}, {dataset.num_classes} classes: nothing wrong\n")
-    print(format_census(census, dataset.classes))
-    print(f"\nImages beside their labels: {path}")
+    print_once(
+        f"{dataset.name}, {dataset.num_classes} classes: no problems found\n",
+        format_census(census, dataset.classes),
+        f"\nImages beside their labels: {path}",
+    )
 
 
 def report(experiment: Experiment) -> None:
@@ -143,13 +147,14 @@ def report(experiment: Experiment) -> None:
     provenance |= _describe_training(experiment)
     in_figure = choose_pictures(plain, refiners[-1], _NUM_IN_FIGURE)
     in_page = choose_pictures(plain, refiners[-1], config.report.num_images)
-    positions = tqdm(
-        dict.fromkeys(in_figure + in_page),
-        desc="images of the report",
-        disable=not config.progress,
-        delay=2,
-    )
-    pictures = {i: _predict_test(experiment, refiners, i) for i in positions}
+    positions = dict.fromkeys(in_figure + in_page)
+    pictures = {}
+    with create_bar(
+        "images of the report", len(positions), "image", show=config.progress, delay=2.0
+    ) as bar:
+        for i in positions:
+            pictures[i] = _predict_test(experiment, refiners, i)
+            bar.update()
     write_results(
         workdir / "results",
         experiment.dataset,
@@ -212,9 +217,9 @@ def _predict_test(
     """A test image, and its label maps by all networks, step sizes and iterations."""
     config, record = experiment.config, experiment.dataset.test[position]
     segmenter = set_test_dtype(experiment.segmenter, config)
-    batch = stack_records([record])
+    batch, row = _stack_around(experiment, position)
     plain = segment(segmenter, experiment.segmenter_variables, batch)
-    segmented = np.asarray(plain, np.uint8)[0]
+    segmented = np.asarray(plain, np.uint8)[row]
     refined = {}
     for refiner in refiners:
         grid = config.refiner[refiner.name].selection
@@ -227,8 +232,18 @@ def _predict_test(
             num_iterations=grid.num_iterations,
             stop=grid.stop,
         )
-        refined[refiner.name] = [pack_maps(m, segmented) for m in np.asarray(maps[0])]
+        refined[refiner.name] = [pack_maps(m, segmented) for m in np.asarray(maps[row])]
     return Picture(record, segmented, refined)
+
+
+def _stack_around(experiment: Experiment, position: int) -> tuple[Batch, int]:
+    """A test image alone, or in the batch that it was counted in; its row there."""
+    test, size = experiment.dataset.test, 1
+    if getattr(experiment.segmenter, "statistics", "") == "batch":
+        size = experiment.config.evaluation.batch_size
+    first = position - position % size
+    indices = [i % len(test) for i in range(first, first + size)]
+    return stack_records([test[i] for i in indices]), position - first
 
 
 def _describe_training(experiment: Experiment) -> dict[str, str]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from iterinf.errors import UserError
 from iterinf.files import write_atomically
 from iterinf.pipeline import Pipeline, describe_images, read_config, read_pipeline
+from iterinf.processes import print_once
 from iterinf.report.card import Files, format_card, read_results
 from iterinf.types import Batch, Candidate
 from iterinf.weights import describe_input
@@ -61,7 +62,7 @@ def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
     for name in [refiner] if refiner else read_config(workdir).refiners:
         folder = workdir / "export" / name
         write_atomically(_make_files(workdir, name, folder))
-        print(f"{folder}: see README.md there")
+        print_once(f"{folder}: see README.md there")
 
 
 def _make_files(

@@ -21,8 +21,17 @@ def refine_step(
 
     y' = clip(y + step_size * (r(y) - y), 0, 1)                 (paper, Eq. 6)
 
-    r(y) - y estimates sigma^2 times the score, Eq. 1. For step sizes up to 1 the step
-    mixes two distributions, so that y stays one and the clip does nothing.
+    What the direction r(y) - y is depends on r:
+
+      DAE(y_true): trained from the truth with Gaussian noise of a small sigma, it
+        estimates sigma^2 times the score of the noisy truth (Eq. 1).
+      DAE(y): trained from the segmenter's y, it estimates E[truth | y, h] - y, a
+        correction of this segmenter's errors, which is the score of no density.
+      dense CRF, CRF-RNN, context module: r is a mean-field update or a convolution; it
+        has no score.
+
+    For step sizes up to 1 the step mixes two distributions, so that y stays one and the
+    clip does nothing.
 
     Args:
       reconstruct: r, maps y to the same shape; parameters and condition closed over.

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iterinf.compilation import convolve_on_all_cores, keep_compiled_programs
+from iterinf.errors import UserError
 from iterinf.experiment import MODES, run
 from iterinf.files import lock_folder
 from iterinf.interruption import stop_on_signals
@@ -64,11 +65,25 @@ def _run(argv: list[str]) -> None:
     workdir = pathlib.Path(str(_WORKDIR.value))
     command = shlex.join(["python", "-m", "iterinf.main", *sys.argv[1:]])
     with end_on_errors():
+        _check_overrides(_MODE.value)
         keep_compiled_programs()
         start_processes(**_CONFIG.value.processes)
         writes = is_first() and _MODE.value != "predict"
         with lock_folder(workdir) if writes else contextlib.nullcontext():
             run(_CONFIG.value, workdir, _MODE.value, command)
+
+
+def _check_overrides(mode: str) -> None:
+    """Refuses keys that a mode would ignore: it reads a finished workdir's config."""
+    if mode not in ("predict", "export"):
+        return
+    read = (mode, "progress", "processes")
+    for key in config_flags.get_override_values(flags.FLAGS["config"]):
+        if key.split(".")[0] not in read:
+            raise UserError(
+                f"--mode={mode} reads config.{', config.'.join(read)}; config.{key} is "
+                "that of the workdir, and cannot be changed"
+            )
 
 
 def main() -> None:

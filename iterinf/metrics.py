@@ -1,11 +1,15 @@
 """Confusion matrices on the device, and what is read off them."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer
 
 
 def confusion_matrix(
-    labels: Integer[Array, "..."], predictions: Integer[Array, "..."], num_classes: int
+    labels: Integer[ArrayLike, "..."],
+    predictions: Integer[ArrayLike, "..."],
+    num_classes: int,
 ) -> Int[Array, "k k"]:
     """Counts pixels by truth and prediction.
 
@@ -13,26 +17,54 @@ def confusion_matrix(
 
     Args:
       labels: classes 0..k-1; all others are void and left out. Any shape.
-      predictions: classes 0..k-1, of the same shape.
+      predictions: classes 0..k-1, of the same shape. Traced ones, inside `jit` or
+        `vmap`, are not checked: a pixel predicted as another class is left out there.
       num_classes: k.
 
     Returns:
       [truth, prediction], int32. Sums over images are exact.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: if the shapes differ, or a pixel that is not void is predicted as a
+        class that does not exist.
     """
-    labels, predictions = jnp.asarray(labels), jnp.asarray(predictions)
-    if labels.shape != predictions.shape:
+    if jnp.shape(labels) != jnp.shape(predictions):
         raise ValueError(
-            f"labels {labels.shape} and predictions {predictions.shape} differ in shape"
+            f"labels {jnp.shape(labels)} and predictions {jnp.shape(predictions)} "
+            "differ in shape"
         )
-    pairs = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in (labels, predictions))
+    if not is_traced:
+        _check_predictions(np.asarray(labels), np.asarray(predictions), num_classes)
+    truth, valid = _to_classes(labels, num_classes)
+    prediction, known = _to_classes(predictions, num_classes)
     void = num_classes * num_classes
-    valid = (labels >= 0) & (labels < num_classes)
-    pairs = jnp.where(valid, pairs, void).reshape(-1)
+    pairs = jnp.where(valid & known, truth * num_classes + prediction, void).reshape(-1)
     counts = jnp.bincount(pairs, length=void + 1)[:void]
     return counts.reshape(num_classes, num_classes).astype(jnp.int32)
+
+
+def _to_classes(
+    values: Integer[ArrayLike, "..."], num_classes: int
+) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
+    """Values as int32, and which of them are classes; compared in their own dtype."""
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    is_class = (values >= 0) & (values < num_classes)
+    return jnp.asarray(values).astype(jnp.int32), jnp.asarray(is_class)
+
+
+def _check_predictions(
+    labels: Integer[np.ndarray, "..."],
+    predictions: Integer[np.ndarray, "..."],
+    num_classes: int,
+) -> None:
+    counted = (labels >= 0) & (labels < num_classes)
+    unknown = counted & ((predictions < 0) | (predictions >= num_classes))
+    if unknown.any():
+        raise ValueError(
+            f"predictions hold class {predictions[unknown][0]}, expected 0 to "
+            f"{num_classes - 1}"
+        )
 
 
 def mean_iou(confusion: Int[Array, "k k"]) -> Float[Array, ""]:

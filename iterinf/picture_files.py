@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
+from iterinf.bars import create_bar
 from iterinf.data.images import read_image, read_size
 from iterinf.data.outputs import Outputs, find_file, read_outputs
 from iterinf.errors import UserError
@@ -87,7 +87,7 @@ def predict_files(
     legend = _draw_legend(folder, predictor)
     _protect(names, folder, legend)
     failures = []
-    with _create_bar(len(names), show_progress=show_progress) as bar:
+    with create_bar("predict", len(names), "image", show=show_progress) as bar:
 
         def complain(error: UserError) -> None:
             failures.append(error)
@@ -139,16 +139,6 @@ def _keep_finite(
             complain(error)
         else:
             yield prediction
-
-
-def _create_bar(num_pictures: int, *, show_progress: bool) -> tqdm:
-    return tqdm(
-        desc="predict",
-        total=num_pictures,
-        unit="picture",
-        disable=not show_progress or not is_first(),
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
 
 
 def find_pictures(images: str) -> dict[Path, str]:

@@ -13,6 +13,10 @@ from jax.experimental import multihost_utils
 
 from iterinf.errors import UserError
 
+_ADVICE = (
+    "lower batch_size or crop_size of the training, or evaluation.batch_size and "
+    "evaluation.sweep_batch_size"
+)
 _SECONDS = 30  # without a sign of life, after which a process counts as dead
 
 
@@ -54,6 +58,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def print_once(*lines: str) -> None:
+    """Prints lines on standard output, in the first process alone."""
+    if is_first():
+        print(*lines, sep="\n", flush=True)
+
+
 def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
@@ -75,9 +85,15 @@ def ask_first(question: Callable[[], bool]) -> bool:
     return is_any(is_first() and question())
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return str(error).startswith("RESOURCE_EXHAUSTED")
+    return isinstance(error, MemoryError)
+
+
 @contextlib.contextmanager
 def end_on_errors() -> Iterator[None]:
-    """Ends the process with status 1, in a sentence where the user can mend the error.
+    """Ends the process with status 1, in one message where the user can act on it.
 
     Other processes end when they miss this one.
     """
@@ -87,6 +103,9 @@ def end_on_errors() -> Iterator[None]:
         distributed = jax.distributed.is_initialized()
         if isinstance(error, UserError):
             sentence = f"iterinf: {error}"
+        elif _is_out_of_memory(error):
+            reason = (str(error) or repr(error)).splitlines()[0]
+            sentence = f"iterinf: out of memory: {reason}; {_ADVICE}"
         elif not distributed:
             raise
         elif isinstance(error, jax.errors.JaxRuntimeError):

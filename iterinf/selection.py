@@ -3,7 +3,6 @@
 import contextlib
 import math
 import operator
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from iterinf.bars import create_bar
 from iterinf.devices import (
     create_sharding,
     divide,
@@ -46,7 +46,7 @@ class Selection(NamedTuple):
     step_size: float
     num_iterations: int
     mean_iou: float  # there, a fraction
-    parameters: dict[str, float] = {}  # chosen with them, by name
+    parameters: dict[str, float]  # chosen with them, by name
 
 
 def select(
@@ -71,7 +71,7 @@ def select(
         )
     known = np.nan_to_num(mean_iou, nan=-1.0)  # no image is left to count: nan
     iteration, s = divmod(int(np.argmax(known.T)), len(step_sizes))
-    return Selection(step_sizes[s], iteration + 1, float(mean_iou[s, iteration]))
+    return Selection(step_sizes[s], iteration + 1, float(mean_iou[s, iteration]), {})
 
 
 def count_refinements(
@@ -211,10 +211,7 @@ def _open_bar(title: str, total: int) -> Iterator[None]:
     The compiled sweep calls that one function, whatever bar is open: a bar of its own
     would be a new program for every sweep.
     """
-    interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(
-        desc=title, total=total, unit="batch", disable=not title, mininterval=interval
-    ) as bar:
+    with create_bar(title, total, "batch", show=bool(title)) as bar:
         _open_bars.append(bar)
         try:
             yield

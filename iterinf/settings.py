@@ -4,10 +4,12 @@ Functions of plain nested dicts: the config as config.json holds it; `list_train
 of the config itself.
 """
 
+import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -37,15 +39,25 @@ _UNBOUND = (  # shape no result; what shapes one takes another workdir
 )
 
 
-def _is_size(value: Any) -> bool:
-    """Whether a crop can be of this size; None: it is the whole image."""
-    if value is None:
-        return True
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(isinstance(size, int) and size >= 1 for size in value)
-    )
+class _Rule(NamedTuple):
+    """What holds of a value, and how that is said."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def _is_count(value: Any, *, least: int) -> bool:
+    return _is_number(value) and isinstance(value, int) and value >= least
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether this is a list of numbers, at least one."""
+    return isinstance(values, list) and bool(values) and all(map(_is_number, values))
 
 
 def _are_positive(values: Any) -> bool:
@@ -53,74 +65,84 @@ def _are_positive(values: Any) -> bool:
     return _are_numbers(values) and min(values) > 0
 
 
-def _are_numbers(values: Any) -> bool:
-    """Whether this is a list of numbers, at least one."""
-    return (
-        isinstance(values, list)
-        and bool(values)
-        and all(isinstance(value, int | float) for value in values)
-    )
+def _is_size(value: Any) -> bool:
+    """Whether a crop can be of this size; None: the whole image."""
+    if value is None:
+        return True
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(_is_count(length, least=1) for length in value)
 
 
-def _is_one_of(*known: str) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value in known), f"one of {', '.join(known)}"
+def _to_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
 
 
-_DTYPES = ("float32", "bfloat16", "float16")
+def _is_one_of(*known: str) -> _Rule:
+    return _Rule(lambda value: value in known, f"one of {', '.join(known)}")
 
-# Last part of a key -> what holds of its value, and how that is said.
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "crop_size": (_is_size, "height and width, or None"),
-    "dtype": _is_one_of(*_DTYPES),
-    "sweep_dtype": (
+
+_COUNT = _Rule(functools.partial(_is_count, least=1), "1 or more")
+_COUNT_OR_ZERO = _Rule(functools.partial(_is_count, least=0), "0 or more")
+_NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and value >= 0, "0 or more")
+_POSITIVE = _Rule(lambda value: _is_number(value) and value > 0, "above 0")
+_BELOW_ONE = _Rule(
+    lambda value: _is_number(value) and 0 <= value < 1, "0 up to below 1"
+)
+_WIDTH = _Rule(lambda value: _are_positive(_to_list(value)), "above 0")
+# float16, whose gradients underflow without loss scaling, is for inference alone.
+_TRAINING_DTYPES = ("float32", "bfloat16")
+_DTYPES = (*_TRAINING_DTYPES, "float16")
+
+# Last part of a key -> the rule for its value.
+_RULES: dict[str, _Rule] = {
+    "crop_size": _Rule(_is_size, "height and width, or None"),
+    "dtype": _is_one_of(*_TRAINING_DTYPES),
+    "sweep_dtype": _Rule(
         lambda value: value in (None, *_DTYPES),
         f"None, or one of {', '.join(_DTYPES)}",
     ),
-    "sweep_batch_size": (
-        lambda value: value is None or value >= 1,
-        "1 or more, or None",
+    "sweep_batch_size": _Rule(
+        lambda value: value is None or _is_count(value, least=1), "1 or more, or None"
     ),
     "monitor": _is_one_of(*METRICS),
     "class_weights": _is_one_of("none", "median_frequency"),
-    **dict.fromkeys(
-        ("batch_size", "num_epochs", "num_iterations", "num_resamples", "patience"),
-        (lambda value: value >= 1, "1 or more"),
+    "seed": _Rule(
+        lambda value: _is_count(value, least=0) and value < 2**32, "0 up to 2^32 - 1"
     ),
-    **dict.fromkeys(
-        (
-            "seed",
-            "learning_rate",
-            "weight_decay",
-            "sigma",
-            "jitter",
-            "stop",
-            "checkpoint_seconds",
-            "trace_steps",
-            "num_images",
-        ),
-        (lambda value: value >= 0, "0 or more"),
+    "batch_size": _COUNT,
+    "num_epochs": _COUNT,
+    "num_iterations": _COUNT,
+    "num_resamples": _COUNT,
+    "patience": _COUNT,
+    "trace_steps": _COUNT_OR_ZERO,
+    "num_images": _COUNT_OR_ZERO,
+    "learning_rate": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "sigma": _NOT_NEGATIVE,
+    "jitter": _NOT_NEGATIVE,
+    "stop": _NOT_NEGATIVE,
+    "checkpoint_seconds": _NOT_NEGATIVE,
+    "squared_error": _NOT_NEGATIVE,
+    "cross_entropy": _NOT_NEGATIVE,
+    "proposal_cross_entropy": _NOT_NEGATIVE,
+    "switch_noise": _NOT_NEGATIVE,
+    "decay_per_epoch": _POSITIVE,
+    "ema_decay": _BELOW_ONE,
+    "dropout": _BELOW_ONE,
+    "feature_dropout": _BELOW_ONE,
+    "step_sizes": _Rule(_are_positive, "numbers above 0"),
+    "damped_step_sizes": _Rule(
+        lambda value: not value or _are_positive(value), "numbers above 0, or none"
     ),
-    **dict.fromkeys(
-        ("ema_decay", "dropout", "feature_dropout"),
-        (lambda value: 0 <= value < 1, "0 up to below 1"),
-    ),
-    "step_sizes": (_are_positive, "numbers above 0"),
-    "damped_step_sizes": (
-        lambda value: not value or _are_positive(value),
-        "numbers above 0, or none",
-    ),
-    **dict.fromkeys(
-        ("spatial_width", "bilateral_width"),
-        (
-            lambda value: _are_positive(value if isinstance(value, list) else [value]),
-            "above 0",
-        ),
-    ),
-    "color_width": (
-        lambda value: min(value if isinstance(value, list) else [value]) >= 1,
+    "spatial_width": _WIDTH,
+    "bilateral_width": _WIDTH,
+    "color_width": _Rule(
+        lambda value: _are_numbers(_to_list(value)) and min(_to_list(value)) >= 1,
         "1 or more, of 255 levels",
     ),
-    "flip_probability": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "flip_probability": _Rule(
+        lambda value: _is_number(value) and 0 <= value <= 1, "0 to 1"
+    ),
 }
 
 
@@ -135,20 +157,24 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             continue  # no such phase
         if ".selection.parameters." in key and not _are_numbers(value):
             raise UserError(f"config.{key} is {value!r}, expected a list of numbers")
-        holds, expected = _RULES.get(key.rpartition(".")[-1], (None, ""))
-        if holds and not holds(value):
-            raise UserError(f"config.{key} is {value!r}, expected {expected}")
+        rule = _RULES.get(key.rpartition(".")[-1])
+        if rule and not rule.holds(value):
+            raise UserError(f"config.{key} is {value!r}, expected {rule.expected}")
     name, keys = settings["segmenter"]["name"], settings["segmenter"].keys()
     if (name == "precomputed") != ("outputs" in keys):
         raise UserError(
             f"config.segmenter.name is {name!r}, but this config has the keys "
             f"{', '.join(keys)}; configs/precomputed.py has those of 'precomputed'"
         )
-    depends = _depends_on_batches(flatten(settings))
-    if depends and settings["evaluation"]["sweep_batch_size"] is None:
+    sizes = settings["evaluation"]
+    if _depends_on_batches(flatten(settings)) and (
+        sizes["sweep_batch_size"] != sizes["batch_size"]
+    ):
         raise UserError(
-            "config.evaluation.sweep_batch_size is None, expected a number: the "
-            "segmenter's statistics, 'batch', depend on it"
+            f"config.evaluation.sweep_batch_size is {sizes['sweep_batch_size']}, "
+            f"expected batch_size, {sizes['batch_size']}: the segmenter normalises by "
+            "the statistics of a batch ('batch'), so that with another size the table "
+            "would compare two networks"
         )
     _check_refiners(settings)
 
@@ -206,11 +232,24 @@ def _check_refiners(settings: Mapping[str, Any]) -> None:
             raise UserError(f"config.refiners: unknown {name!r}; known: {listed}")
     for name in names:
         _check_end_to_end(name, known[name], settings["segmenter"])
+        _check_objective(name, known[name])
     titles = [known[name]["title"] for name in names]
     for entries, what in ((names, "name"), (titles, "title")):
         for entry in entries:
             if list(entries).count(entry) > 1:
                 raise UserError(f"config.refiners: two have the {what} {entry!r}")
+
+
+def _check_objective(name: str, refiner: Mapping[str, Any]) -> None:
+    """Something must be minimised."""
+    if "training" not in refiner:
+        return
+    objective = refiner["objective"]
+    if not objective["squared_error"] + objective["cross_entropy"]:
+        raise UserError(
+            f"config.refiner.{name}.objective has squared_error and cross_entropy of "
+            "0, expected one above it"
+        )
 
 
 def _check_end_to_end(

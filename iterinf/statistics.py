@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from iterinf.devices import gather
 from iterinf.objectives import Variables
@@ -18,21 +21,27 @@ def estimate_statistics(
     batches: Iterator[Batch],
     num_batches: int,
 ) -> Variables:
-    """Means, over training batches, of what each batch is normalised by.
+    """Estimates the population mean and variance of every normalisation layer.
 
-    Unlike a moving average kept while the parameters still change, it belongs to the
-    final ones, and training needs no state for it. Dropout is off, as when they are
-    used: it widens the maps, and a network of many layers cannot bear the difference.
+    From the means m_b and variances v_b of n training batches of one size,
+
+      mean = sum_b m_b / n,   variance = sum_b (v_b + m_b^2) / n - mean^2
+
+    so that for a layer whose inputs do not depend on the batch, both are those of all
+    pixels of all batches together. Unlike moving averages kept while the parameters
+    change, they belong to the final parameters, and training needs no state for them.
+    Dropout is off, as when they are used: it adds variance, and in a network of many
+    layers the difference adds up.
 
     Args:
-      segmenter: has a `dropout`, and leaves its batch's statistics in the collection
-        "statistics" where that is mutable.
+      segmenter: has a `dropout`, and stores the "mean" and "var" of its batch in the
+        collection "statistics" where that is mutable.
       variables: of the segmenter.
-      batches: of training.
-      num_batches: how many of them count.
+      batches: training batches.
+      num_batches: n.
 
     Returns:
-      The collection, for the variables.
+      The collection "statistics", float32.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; for dropout
     Li et al. 2019, "Understanding the Disharmony between Dropout and Batch
@@ -48,4 +57,12 @@ def estimate_statistics(
         return gather(left[_COLLECTION])
 
     found = [collect(variables, next(batches)) for _ in range(num_batches)]
-    return jax.tree.map(lambda *leaves: sum(leaves) / num_batches, *found)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(found))
+    by_path = flatten_dict(stacked)  # [n, ...], path of the layer with "mean" or "var"
+    population = {}
+    for (*layer, name), values in by_path.items():
+        average = values.mean(axis=0, dtype=np.float64)
+        if name == "var":
+            average += by_path[*layer, "mean"].var(axis=0, dtype=np.float64)
+        population[*layer, name] = jnp.float32(average)
+    return unflatten_dict(population)

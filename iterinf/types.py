@@ -1,7 +1,9 @@
 """The records that travel between modules. Axes: b h w c, k classes."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 Size = tuple[Any, Any]  # height, width: int, or symbolic where a function is exported
@@ -12,7 +14,8 @@ class Batch(NamedTuple):
 
     image: Float[Array, "b h w 3"]  # RGB in [0, 1]
     label: Int[Array, "b h w"]  # 0..k-1; k and above: void, never counted
-    outputs: dict[str, Float[Array, "b _ _ _"]] = {}  # of a network that ran elsewhere
+    # Of a network that ran elsewhere, by name; the default cannot be changed.
+    outputs: Mapping[str, Float[Array, "b _ _ _"]] = FrozenDict()
 
 
 class Candidate(NamedTuple):

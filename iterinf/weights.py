@@ -50,25 +50,42 @@ _VGG16_INPUT = {
 
 
 def match_input(segmenter: nn.Module, path: str, folder: pathlib.Path) -> nn.Module:
-    """The segmenter that normalises images as the network did its weights come from.
+    """Normalises images as the network did from which the initial weights come.
 
     Args:
-      segmenter: of the config.
-      path: of the weights; not read once training has begun.
-      folder: of the segmenter in the workdir; `keep_input` has written there.
+      segmenter: of the config. An `input_mean` of 0 and an `input_std` of 1, the
+        defaults, are replaced by those of the weights; others must equal them.
+      path: file of the weights; not read once training has begun.
+      folder: the segmenter's, in the workdir; `keep_input` has written there.
+
+    Returns:
+      The segmenter with that normalisation.
 
     Raises:
-      UserError: if the file of weights cannot be read.
+      UserError: if the file of weights cannot be read, or belongs to another
+        normalisation than the one configured.
     """
     if not isinstance(segmenter, FCN8):
         return segmenter
     if not has_checkpoint(folder):
         numbers = _find_input(pathlib.Path(path))
+        _check_input(segmenter, numbers, path)
     elif has_file(folder / _KEPT):
         numbers = json.loads((folder / _KEPT).read_text())
     else:  # of a version that knew no other weights
         numbers = _VGG16_INPUT
     return segmenter.clone(**{name: tuple(values) for name, values in numbers.items()})
+
+
+def _check_input(segmenter: FCN8, numbers: Mapping[str, Any], path: str) -> None:
+    for name, wanted in numbers.items():
+        configured, default = getattr(segmenter, name), getattr(FCN8, name)
+        if not np.allclose(configured, default) and not np.allclose(configured, wanted):
+            raise UserError(
+                f"config.segmenter.model.{name} is {tuple(configured)}, but the "
+                f"weights in {path} were trained with {tuple(wanted)}: expected that, "
+                f"or {default}, which takes it from the weights"
+            )
 
 
 def keep_input(segmenter: nn.Module, folder: pathlib.Path) -> None:

@@ -173,6 +173,65 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, method, error):
     assert "\n" not in message
 
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes"
+
+
+@pytest.mark.parametrize("method", ["save", "wait_until_finished", "restore"])
+@pytest.mark.parametrize("chained", [False, True])
+def test_an_accelerator_out_of_memory_is_no_disk_and_no_damage(
+    tmp_path, monkeypatch, method, chained
+):
+    def fail(*args, **kwargs):
+        error = jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+        if chained:
+            raise ValueError("the writer failed") from error
+        raise error
+
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        act = {
+            "save": lambda: save(checkpoints, 2, value=0.6),
+            "wait_until_finished": checkpoints.wait,
+            "restore": lambda: checkpoints.restore_best(make_model(0)),
+        }[method]
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, method, fail)
+            with pytest.raises(jax.errors.JaxRuntimeError, match=OUT_OF_MEMORY):
+                act()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("PERMISSION_DENIED: Error opening file"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(UserError, match="cannot read") as caught:
+            checkpoints.restore_best(make_model(0))
+    assert str(error) in str(caught.value)
+    assert "remove" not in str(caught.value)
+
+
+def test_an_error_of_ours_is_not_called_damage(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise TypeError("restore() got an unexpected keyword argument")
+
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(TypeError):
+            checkpoints.restore_best(make_model(0))
+
+
 @contextlib.contextmanager
 def limit_file_size(size):
     """Lets no file grow beyond some bytes; as on a full disk, the writer fails."""

@@ -1,5 +1,6 @@
 """The dense CRF against mean field over all pairs of pixels, and against pydensecrf."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import iterinf
+from iterinf import crf
 from iterinf.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -269,3 +271,23 @@ def test_what_cannot_be_is_said_in_a_sentence(rng, change, sentence):
     y, image, options = change(*make_scene(rng))
     with pytest.raises(UserError, match=sentence):
         iterinf.dense_crf(y, image, **options)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_result_is_returned_without_waiting_for_it(rng, monkeypatch, exact):
+    """Only inputs are read, so that calls in a loop overlap on a device."""
+    y, image = make_scene(rng)
+
+    unseen = jnp.full((1, *y.shape), jnp.nan)  # whoever looks at it raises an error
+    monkeypatch.setattr(crf, "_infer", lambda *args: unseen)
+    assert jnp.isnan(iterinf.dense_crf(y, image, exact=exact)).all()
+    assert jnp.isnan(iterinf.dense_crf(jnp.asarray(y), image, exact=exact)).all()
+
+
+@pytest.mark.parametrize("width", [1e-9, 1e-5, 3e-4, 0.003, 0.02])
+def test_kernels_too_narrow_are_refused_or_finite(rng, width):
+    y, image = make_scene(rng)
+    for name in ("spatial_width", "bilateral_width"):
+        with contextlib.suppress(UserError):
+            found = iterinf.dense_crf(y, image, 1, color_width=1.0, **{name: width})
+            assert np.isfinite(found).all()

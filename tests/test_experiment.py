@@ -88,9 +88,17 @@ def test_leaves_its_results(workdir):
 
 
 def test_its_page_shows_what_was_counted(workdir):
-    """The packed label maps have as many right pixels as test.npz says."""
+    assert check_page(tiny.get_config(), workdir) == {"dae_y", "dae_ytrue"}
+
+
+def check_page(config, workdir):
+    """The packed label maps have as many right pixels as test.npz says.
+
+    Returns:
+      The refiners whose maps change over the iterations.
+    """
     document = read_document((workdir / "report.html").read_text())
-    dataset = Experiment(tiny.get_config(), workdir).dataset
+    dataset = Experiment(config, workdir).dataset
     assert {p["name"] for p in document["pictures"]} == set(dataset.test.names)
     plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
     shown, changed = set(), set()
@@ -115,7 +123,29 @@ def test_its_page_shows_what_was_counted(workdir):
             if (maps[1:] != segmented).any():
                 changed.add(refiner["name"])
     assert len(shown) > 1
-    assert changed == {"dae_y", "dae_ytrue"}
+    return changed
+
+
+def test_batch_statistics_give_one_network_to_all_rows_and_images(tmp_path):
+    """An image is normalised with the same others wherever it is counted or drawn."""
+    config = tiny.get_config()
+    config.segmenter = base.create_fc_densenet()
+    config.segmenter.model.update(
+        blocks=(1,), bottleneck=1, growth_rate=3, first_channels=4, statistics="batch"
+    )
+    config.segmenter.training.update(batch_size=4, crop_size=(32, 32), num_epochs=1)
+    config.refiners = ("dae_y",)
+    config.refiner.dae_y.model.update(widths=(4, 6), features=("pool1",))
+    config.refiner.dae_y.training.num_epochs = 1
+    config.evaluation.update(batch_size=3, sweep_batch_size=2)
+    with pytest.raises(UserError, match="sweep_batch_size is 2, expected batch_size"):
+        run(config, tmp_path, "run", "")
+    config.evaluation.sweep_batch_size = 3
+    run(config, tmp_path, "run", "")
+    plain = read_arrays(tmp_path / "segmenter" / "test.npz")["counts"]
+    test = read_arrays(tmp_path / "refiners" / "dae_y" / "test.npz")
+    np.testing.assert_array_equal(plain, test["initial"])
+    check_page(config, tmp_path)
 
 
 def test_its_page_opens(workdir):

@@ -151,14 +151,17 @@ def test_the_card_says_what_the_table_does(exported):
 
 
 def test_training_starts_from_exported_weights(exported, tmp_path):
-    """Also normalises as they do, and still does when their file is gone."""
+    """It normalises as they do, still when their file is gone, and never otherwise."""
     path = tmp_path / "weights.safetensors"
     shutil.copy(exported / "export" / "dae_y" / "weights.safetensors", path)
     config = tiny.get_config()
     config.segmenter.init_from = str(path)
-    config.segmenter.model.input_std = (9.0, 9.0, 9.0)  # not theirs
     config.segmenter.training.optimizer.learning_rate = 0.0
     config.segmenter.training.num_epochs = 1
+    other = config.copy_and_resolve_references()
+    other.segmenter.model.input_std = (9.0, 9.0, 9.0)
+    with pytest.raises(UserError, match="input_std is"):
+        run(other, tmp_path / "other", "train_segmenter", "")
     run(config, tmp_path / "run", "train_segmenter", "")
     path.unlink()
     experiment = Experiment(config, tmp_path / "run")
@@ -180,7 +183,7 @@ def create_pipeline(segmenter, refiner, size=(48, 64), **options):
     improver = create_refiner(refiner, num_classes=5, feature_offset=offset, **options)
     legend = Legend(tuple("abcde"), np.zeros((6, 3), np.uint8), size, outputs)
     pipeline = Pipeline(
-        segmenter, improver, {}, Selection(0.5, 2, 0.0), 0.0, legend, ("A", "A + B")
+        segmenter, improver, {}, Selection(0.5, 2, 0.0, {}), 0.0, legend, ("A", "A + B")
     )
 
     def init(batch):

@@ -110,6 +110,14 @@ def test_bad_arguments(tmp_path, arguments, words):
     assert_one_sentence(done, *words)
 
 
+@pytest.mark.parametrize("mode", ["predict", "export"])
+def test_a_key_that_a_mode_ignores_is_refused(tmp_path, mode):
+    """`predict` and `export` take a finished workdir's config, but for their own."""
+    flags = [f"--workdir={tmp_path}", f"--mode={mode}"]
+    done = run_main(*flags, "--config.dtype=bfloat16")
+    assert_one_sentence(done, f"--mode={mode} reads config.{mode}", "config.dtype")
+
+
 def test_missing_data_names_where_to_get_it(tmp_path):
     config = f"--config={ROOT / 'configs' / 'camvid_fcn8.py'}"
     done = run_main(

@@ -80,3 +80,25 @@ def test_a_class_absent_from_truth_and_prediction_is_left_out():
 def test_labels_and_predictions_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         iterinf.confusion_matrix(jnp.zeros((2, 3), int), jnp.zeros((3, 2), int), 3)
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction"), [(0, 255), (1, 3), (1, -1), (2, 2**32 + 1)]
+)
+def test_a_class_that_does_not_exist_is_refused_or_left_out(label, prediction):
+    """Outside jit it is an error; inside, no other cell counts the pixel."""
+    labels, predictions = np.array([label, 1]), np.array([prediction, 2])
+    with pytest.raises(ValueError, match=f"class {prediction}, expected 0 to 2"):
+        iterinf.confusion_matrix(labels, predictions, 3)
+    count = jax.jit(iterinf.confusion_matrix, static_argnums=2)
+    if prediction < 2**31:
+        expected = count_by_loop(labels[1:], predictions[1:], 3)
+        np.testing.assert_array_equal(count(labels, predictions, 3), expected)
+    void = np.full(2, 3)
+    assert iterinf.confusion_matrix(void, predictions, 3).sum() == 0
+
+
+def test_a_label_beyond_int32_is_void():
+    labels = np.array([2**32 + 1, 1])
+    confusion = iterinf.confusion_matrix(labels, np.array([1, 1]), 3)
+    np.testing.assert_array_equal(confusion, np.diag([0, 1, 0]))

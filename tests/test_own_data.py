@@ -68,7 +68,7 @@ def test_two_classes_go_through_the_whole_experiment(rng, tmp_path, capsys):
     write_circles(tmp_path / "circles", rng)
     config, workdir = make_config(tmp_path / "circles"), tmp_path / "run"
     run(config, workdir, "check_data", "")
-    assert "circles, 2 classes: nothing wrong" in capsys.readouterr().out
+    assert "circles, 2 classes: no problems found" in capsys.readouterr().out
     assert (workdir / "data" / "contact_sheet.png").exists()
     run(config, workdir, "run", "the command")
     table = json.loads((workdir / "results" / "table.json").read_text())

@@ -9,7 +9,12 @@ import pytest
 from jax.test_util import check_grads
 
 from iterinf.ops import permutohedral
-from iterinf.ops.permutohedral import build_lattice, filter_exactly, filter_on_lattice
+from iterinf.ops.permutohedral import (
+    build_lattice,
+    filter_exactly,
+    filter_on_lattice,
+    fits_lattice,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -221,3 +226,17 @@ def test_too_many_cells_show():
     assert np.isnan(run(features, jnp.ones((8, 1)))).all()
     features = features / 6e3  # 8 fields of at most 8 bits
     assert np.isfinite(run(features, jnp.ones((8, 1)))).all()
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_a_box_that_fits_always_has_a_lattice(rng, d):
+    """Nowhere is nan in a lattice of points that a box of such sides holds."""
+    outcomes = set()
+    for scale in 10.0 ** np.arange(0, 6, 0.5):
+        extents = scale * rng.uniform(0.1, 1, d)
+        corners = np.stack(np.meshgrid(*np.stack([np.zeros(d), extents], 1)), -1)
+        lattice = build_lattice(jnp.asarray(corners.reshape(-1, d), jnp.float32))
+        fits, is_nan = fits_lattice(extents), bool(jnp.isnan(lattice.weights).any())
+        assert not (fits and is_nan)
+        outcomes.add((fits, is_nan))
+    assert {(True, False), (False, True)} <= outcomes

@@ -35,6 +35,18 @@ def test_what_a_user_can_mend_is_a_sentence():
         fail(UserError("no such file"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 B"),
+    ],
+)
+def test_memory_that_is_used_up_is_told_as_such(error):
+    with pytest.raises(SystemExit, match="out of memory: .*batch_size"):
+        fail(error)
+
+
 def test_what_nobody_expects_is_left_as_it_is():
     with pytest.raises(ZeroDivisionError):
         fail(ZeroDivisionError())

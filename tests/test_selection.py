@@ -228,19 +228,19 @@ def test_the_progress_bar_counts_batches_and_changes_nothing(capsys):
 def test_select_takes_the_highest():
     curve = np.array([[0.1, 0.2, 0.3], [0.2, 0.5, 0.4]])
     choice = select(curve, (0.1, 0.5))
-    assert choice == selection.Selection(0.5, 2, 0.5)
+    assert choice == selection.Selection(0.5, 2, 0.5, {})
 
 
 def test_select_takes_fewer_iterations_at_ties():
     curve = np.array([[0.1, 0.2, 0.5], [0.2, 0.5, 0.5], [0.5, 0.1, 0.1]])
     choice = select(curve, (0.1, 0.5, 1.0))
-    assert choice == selection.Selection(1.0, 1, 0.5)
-    assert select(curve[:2], (0.1, 0.5)) == selection.Selection(0.5, 2, 0.5)
+    assert choice == selection.Selection(1.0, 1, 0.5, {})
+    assert select(curve[:2], (0.1, 0.5)) == selection.Selection(0.5, 2, 0.5, {})
 
 
 def test_select_passes_over_iterations_that_count_nothing():
     curve = np.array([[0.1, 0.2, np.nan], [0.1, np.nan, np.nan]])
-    assert select(curve, (0.1, 0.5)) == selection.Selection(0.1, 2, 0.2)
+    assert select(curve, (0.1, 0.5)) == selection.Selection(0.1, 2, 0.2, {})
 
 
 def test_select_says_when_no_iteration_counts_anything():

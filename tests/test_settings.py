@@ -49,8 +49,15 @@ def test_flatten():
         ("refiner.dae_y.training.crop_size", (0, 9), "height and width, or None"),
         ("segmenter.training.crop_size", (9, 9, 9), "height and width, or None"),
         ("segmenter.training.optimizer.learning_rate", -1.0, "0 or more"),
-        ("seed", -1, "0 or more"),
-        ("dtype", "float23", "one of float32, bfloat16, float16"),
+        ("segmenter.training.optimizer.learning_rate", float("inf"), "0 or more"),
+        ("segmenter.training.optimizer.decay_per_epoch", -0.9, "above 0"),
+        ("segmenter.training.optimizer.decay_per_epoch", 0.0, "above 0"),
+        ("refiner.dae_y.objective.cross_entropy", -1.0, "0 or more"),
+        ("refiner.dae_y.objective.sigma", float("nan"), "0 or more"),
+        ("seed", -1, "0 up to"),
+        ("seed", 2**32, "0 up to"),
+        ("dtype", "float23", "one of float32, bfloat16"),
+        ("dtype", "float16", "one of float32, bfloat16"),
         ("evaluation.sweep_dtype", "float23", "None, or one of float32, bfloat16"),
         ("evaluation.sweep_batch_size", 0, "1 or more, or None"),
     ],
@@ -58,6 +65,26 @@ def test_flatten():
 def test_values_that_cannot_be_are_named(key, value, expected):
     with pytest.raises(UserError, match=f"^config.{key} is .*, expected {expected}"):
         check_settings(make_settings(**{key.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize("value", [None, "7", True, [7]])
+def test_values_of_another_type_are_named(value):
+    settings = make_settings()
+    settings["seed"] = value
+    with pytest.raises(UserError, match="config.seed is .*, expected 0 up to"):
+        check_settings(settings)
+
+
+def test_inference_alone_may_be_in_float16():
+    check_settings(make_settings(evaluation__sweep_dtype="float16"))
+
+
+def test_something_must_be_minimised():
+    changes = {"refiner__dae_y__objective__squared_error": 0.0}
+    check_settings(make_settings(**changes))
+    changes |= {"refiner__dae_y__objective__cross_entropy": 0.0}
+    with pytest.raises(UserError, match="dae_y.objective has squared_error and cross"):
+        check_settings(make_settings(**changes))
 
 
 def test_crops_lie_inside_every_image():
@@ -84,11 +111,13 @@ def test_a_segmenter_has_the_keys_of_its_kind():
     check_settings(settings)
 
 
-def test_statistics_of_batches_need_a_number_of_images():
+@pytest.mark.parametrize("size", [None, 3])
+def test_statistics_of_batches_need_batches_of_one_size(size):
+    """Those of the segmenter's own row, and those of the sweep."""
     config = released_2017_fc_densenet103.get_config()
     check_settings(json.loads(config.to_json()))
-    config.evaluation.sweep_batch_size = None
-    with pytest.raises(UserError, match="sweep_batch_size is None, expected a number"):
+    config.evaluation.sweep_batch_size = size
+    with pytest.raises(UserError, match=f"sweep_batch_size is {size}, expected batch"):
         check_settings(json.loads(config.to_json()))
 
 

@@ -1,4 +1,4 @@
-"""Estimated statistics are the mean of the batches'."""
+"""Estimated statistics are those of the population of all batches."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,15 @@ from tests.test_fc_densenet import create_narrow, load_variables
 
 
 def make_batches(rng, count):
+    """Some batches are bright, others dark, so that their means vary."""
     images = rng.uniform(size=(count, 2, 16, 16, 3)).astype(np.float32)
+    images *= np.linspace(0.1, 1, count, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
     labels = jnp.zeros((2, 16, 16), jnp.int32)
     return [Batch(jnp.asarray(image), labels) for image in images]
 
 
-def test_they_are_the_mean_over_batches(rng):
+def test_of_the_first_layer_they_are_those_of_all_pixels(rng):
+    """Mean and variance over batches, images and positions alike."""
     segmenter = create_narrow(statistics="running")
     variables, batches = load_variables(), make_batches(rng, 4)
     found = estimate_statistics(segmenter, variables, iter(batches), 3)
@@ -32,9 +35,10 @@ def test_they_are_the_mean_over_batches(rng):
         + bias[None, None, None]
         for batch in batches[:3]
     ]
-    expected = np.mean([np.mean(x, axis=(0, 1, 2)) for x in maps], axis=0)
+    pixels = np.stack(maps).astype(np.float64)
+    expected = pixels.mean(axis=(0, 1, 2, 3))
     np.testing.assert_allclose(np.ravel(mean), expected, rtol=1e-4, atol=1e-5)
-    expected = np.mean([np.var(x, axis=(0, 1, 2)) for x in maps], axis=0)
+    expected = pixels.var(axis=(0, 1, 2, 3))
     np.testing.assert_allclose(np.ravel(var), expected, rtol=1e-4)
 
 

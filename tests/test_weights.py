@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 import iterinf
 from iterinf.errors import UserError
-from iterinf.weights import match_input, read_weights, replace_parameters
+from iterinf.weights import keep_input, match_input, read_weights, replace_parameters
 from tests.test_fc_densenet import BY_PYTORCH, create_narrow, load_variables
 
 WIDTHS = (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8)  # of VGG16's convolutions, by 64
@@ -86,6 +86,20 @@ def test_images_are_normalised_as_for_vgg16(tmp_path):
     assert segmenter.input_mean == (0.485, 0.456, 0.406)
     assert segmenter.input_std == (0.229, 0.224, 0.225)
     assert match_input(create_narrow(), "x.npz", tmp_path) == create_narrow()
+
+
+def test_a_configured_normalisation_is_not_overridden(tmp_path):
+    """It is that of the weights, or an error; once trained, that of the training."""
+    own = create_fcn8().clone(input_mean=(0.485, 0.456, 0.406))
+    segmenter = match_input(own, "vgg16.pth", tmp_path)
+    assert segmenter.input_mean == (0.485, 0.456, 0.406)
+    assert segmenter.input_std == (0.229, 0.224, 0.225)
+    other = create_fcn8().clone(input_std=(0.3, 0.3, 0.3))
+    with pytest.raises(UserError, match=r"input_std is \(0.3, 0.3, 0.3\), .*0.229"):
+        match_input(other, "vgg16.pth", tmp_path)
+    keep_input(segmenter, tmp_path)
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    assert match_input(other, "vgg16.pth", tmp_path) == segmenter
 
 
 def list_in_forward_order(params):

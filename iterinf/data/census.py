@@ -1,6 +1,5 @@
 """What a data set holds: sizes, and how often each class occurs."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from iterinf.bars import create_bar
 from iterinf.data.dataset import Dataset, Record, Split, check_size
 from iterinf.errors import UserError
 
@@ -62,13 +62,12 @@ def check_dataset(
     problems: list[str] = []
     splits = dataset.splits
     census = {}
-    with tqdm(
-        desc=f"checking {dataset.name}",
-        total=sum(map(len, splits.values())),
-        unit="image",
-        disable=not show_progress,
-        delay=2,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
+    with create_bar(
+        f"checking {dataset.name}",
+        sum(map(len, splits.values())),
+        "image",
+        show=show_progress,
+        delay=2.0,
     ) as bar:
         for name, split in splits.items():
             records = _read_records(split, bar, problems, one_size=name != "train")

@@ -1,11 +1,12 @@
 """What every data set is: three splits of images with their label maps."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.core import FrozenDict
 from jaxtyping import Float, UInt8
 
 from iterinf.errors import UserError
@@ -18,7 +19,7 @@ class Record(NamedTuple):
     image: UInt8[np.ndarray, "h w 3"]  # RGB
     label: UInt8[np.ndarray, "h w"]  # 0..k-1; k: void
     name: str
-    outputs: dict[str, Float[np.ndarray, "_ _ _"]] = {}  # see iterinf/data/outputs.py
+    outputs: Mapping[str, Float[np.ndarray, "_ _ _"]] = FrozenDict()  # data/outputs.py
 
 
 class Split:
@@ -141,7 +142,7 @@ def stack_records(records: Sequence[Record]) -> Batch:
         raise UserError("there is no record to stack, expected at least one")
     for record in records:
         check_size(record, records[0])
-    parts: list[Any] = [(r.image, r.label, r.outputs) for r in records]
+    parts: list[Any] = [(r.image, r.label, dict(r.outputs)) for r in records]
     return Batch(*jax.tree.map(lambda *arrays: np.stack(arrays), *parts))
 
 
@@ -199,7 +200,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
             "records": len(split),
             "names": zlib.crc32("\n".join(split.names).encode()),
         }
-        arrays = {"image": first.image, "label": first.label} | first.outputs
+        arrays = {"image": first.image, "label": first.label, **first.outputs}
         for key, array in arrays.items():
             described[name][f"first_{key}"] = zlib.crc32(array.tobytes())
     return described

@@ -72,6 +72,22 @@ def build_lattice(features: Float[Array, "n d"]) -> Lattice:
     )
 
 
+def fits_lattice(extents: Float[np.ndarray, " d"]) -> bool:
+    """Tells whether `build_lattice` can place any points of a box.
+
+    Args:
+      extents: sides of the box, in standard deviations; one corner is the origin.
+
+    Returns:
+      True where no lattice can have nan; False does not say that one has.
+    """
+    if np.max(extents) >= _FARTHEST:
+        return False
+    elevation = np.abs(_make_elevation(len(extents)))[:-1].astype(np.float64)
+    lengths = elevation @ extents + 8  # rounding, wrapping and a border: at most 6
+    return bool(np.ceil(np.log2(lengths)).sum() <= 64)
+
+
 def filter_on_lattice(
     lattice: Lattice, values: Float[Array, "n c"]
 ) -> Float[Array, "n c"]:

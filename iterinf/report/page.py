@@ -18,6 +18,7 @@ from jaxtyping import Float
 from iterinf.data.dataset import Dataset
 from iterinf.evaluation import Row
 from iterinf.files import write_atomically
+from iterinf.processes import print_once
 from iterinf.report.pictures import encode_jpeg
 from iterinf.report.results import RefinerResult, choose_map, read_curves
 from iterinf.report.trajectories import Picture, pack_maps
@@ -72,7 +73,7 @@ def write_page(
         script="\n".join((_FOLDER / name).read_text() for name in _SCRIPTS),
     )
     write_atomically({path: page.encode()})
-    print(f"Page: {path}")
+    print_once(f"Page: {path}")
 
 
 def _encode(document: Mapping[str, Any]) -> str:

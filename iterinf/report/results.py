@@ -17,6 +17,7 @@ from iterinf.evaluation import (
     make_row,
 )
 from iterinf.files import read_arrays
+from iterinf.processes import print_once
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
 from iterinf.report.table import format_console_table, format_gain, write_table
 from iterinf.report.trajectories import Picture, unpack_maps
@@ -159,9 +160,13 @@ def write_results(
         dataset.colors,
     )
     save_figure(figure, directory / "figures" / "figure3.png")
-    print(format_console_table(rows, dataset.classes))
-    print("", *notes, "", sep="\n")
-    print(f"Table and figures: {directory}")
+    print_once(
+        format_console_table(rows, dataset.classes),
+        "",
+        *notes,
+        "",
+        f"Table and figures: {directory}",
+    )
 
 
 def _list_predictions(

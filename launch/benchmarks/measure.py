@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,8 @@ class Case(NamedTuple):
     sizes: str  # of the work, in words
     function: Any  # jitted, or compiled with its first call
     args: tuple[Any, ...]
-    peers: Mapping[str, Callable[[], Any]] = {}  # the fastest is the one that counts
+    # By name; the fastest is the one that counts.
+    peers: Mapping[str, Callable[[], Any]] = MappingProxyType({})
     flops: float | None = None  # of the call; None: not meaningful
     dtype: str = "float32"  # that it computes in
 
