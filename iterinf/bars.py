@@ -8,9 +8,8 @@ import jax
 from jaxtyping import Array
 from tqdm import tqdm
 
+from iterinf.devices import MAX_IN_FLIGHT
 from iterinf.processes import is_first
-
-_STEPS_IN_FLIGHT = 2  # enough to keep a device busy; the host then waits
 
 
 def create_bar(
@@ -72,7 +71,7 @@ class StepBar:
             self.wait()
             if not self._bar.disable:
                 self._bar.start_t, self._bar.initial = time.time(), self._bar.n
-        while len(self._in_flight) > _STEPS_IN_FLIGHT:
+        while len(self._in_flight) > MAX_IN_FLIGHT:
             self._finish_one()
 
     def wait(self) -> None:

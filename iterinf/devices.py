@@ -6,7 +6,7 @@ adds what they have to tell each other (`jax.jit` over a mesh).
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+MAX_IN_FLIGHT = 2  # calls handed to a device and not done: enough to keep it busy
 
 
 @functools.cache
@@ -156,6 +158,23 @@ class DividedBatches(Iterator[PyTree[jax.Array]]):
     def close(self) -> None:
         """Ends the threads of the parts."""
         self._parts.close()
+
+
+def collect(results: Iterable[PyTree[jax.Array]]) -> list[PyTree[jax.Array]]:
+    """Collects the results of compiled calls, few of which are under way at a time.
+
+    JAX returns before a call is computed: without a limit the inputs of all calls would
+    be in memory at once, and no signal would be answered before the last is done.
+
+    Args:
+      results: each is asked for when at most `MAX_IN_FLIGHT` are not computed.
+    """
+    collected: list[PyTree[jax.Array]] = []
+    for result in results:
+        collected.append(result)
+        if len(collected) > MAX_IN_FLIGHT:
+            jax.block_until_ready(collected[-1 - MAX_IN_FLIGHT])
+    return collected
 
 
 def read_memory() -> int | None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from iterinf.corruption import check_constraint, corrupt
 from iterinf.data.dataset import Split
-from iterinf.devices import divide, gather, use_all_devices
+from iterinf.devices import collect, divide, gather, use_all_devices
 from iterinf.errors import UserError
 from iterinf.evaluation import compute_mean_iou
 from iterinf.losses import (
@@ -249,7 +249,7 @@ def make_validation(
     def validate(params: Params) -> dict[str, float]:
         batches = load_batches()
         with use_all_devices():
-            parts = [count(params, frozen, batch) for batch in batches]
+            parts = collect(count(params, frozen, batch) for batch in batches)
         losses, confusions = zip(*jax.device_get(parts), strict=True)
         loss = jax.tree.map(lambda *x: sum(x), *losses)
         confusion = np.asarray(confusions, np.int64).sum(axis=0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from iterinf.devices import divide, gather
+from iterinf.devices import collect, divide, gather
 from iterinf.inference import sweep
 from iterinf.metrics import confusion_matrix
 from iterinf.objectives import (
@@ -62,10 +62,12 @@ def count_predictions(
     def count(label, predictions):
         return gather(jax.vmap(count_image)(label, predictions))
 
-    counts = []
-    for i in range(len(batches.label)):
-        batch = divide(jax.tree.map(operator.itemgetter(i), batches))
-        counts.append(count(batch.label, segment(segmenter, variables, batch)))
+    def list_counts():
+        for i in range(len(batches.label)):
+            batch = divide(jax.tree.map(operator.itemgetter(i), batches))
+            yield count(batch.label, segment(segmenter, variables, batch))
+
+    counts = collect(list_counts())
     return np.concatenate(jax.device_get(counts))[: len(split.label)]
 
 

@@ -25,7 +25,7 @@ from iterinf.data.census import SplitCensus, count_records
 from iterinf.data.dataset import stack_records
 from iterinf.data.frequencies import compute_median_frequency_weights
 from iterinf.data.outputs import add_outputs, find_stride
-from iterinf.devices import gather, replicate
+from iterinf.devices import collect, gather, replicate
 from iterinf.errors import UserError
 from iterinf.evaluation import compute_mean_iou
 from iterinf.files import has_file, read_arrays, write_arrays, write_json
@@ -317,5 +317,6 @@ class Experiment:
 
         steps = range(self._trainer.count_steps(training))
         with contextlib.closing(self._trainer.make_batches(training, 0)) as batches:
-            parts = jax.device_get([count(variables, next(batches)) for _ in steps])
-        return float(compute_mean_iou(np.asarray(parts, np.int64).sum(axis=0)))
+            parts = collect(count(variables, next(batches)) for _ in steps)
+        confusion = np.asarray(jax.device_get(parts), np.int64).sum(axis=0)
+        return float(compute_mean_iou(confusion))

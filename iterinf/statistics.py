@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from iterinf.devices import gather
+from iterinf.devices import collect, gather
 from iterinf.objectives import Variables
 from iterinf.types import Batch
 
@@ -50,13 +50,13 @@ def estimate_statistics(
     without_dropout = segmenter.clone(dropout=0.0)
 
     @jax.jit
-    def collect(variables: Variables, batch: Batch) -> Variables:
+    def measure(variables: Variables, batch: Batch) -> Variables:
         _, left = without_dropout.apply(
             variables, batch.image, train=True, mutable=[_COLLECTION]
         )
         return gather(left[_COLLECTION])
 
-    found = [collect(variables, next(batches)) for _ in range(num_batches)]
+    found = collect(measure(variables, next(batches)) for _ in range(num_batches))
     stacked = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(found))
     by_path = flatten_dict(stacked)  # [n, ...], path of the layer with "mean" or "var"
     population = {}
