@@ -54,6 +54,13 @@ class DenseCRF(Refiner):
     j = i is part of the sum, as in the authors' code. It has no training: widths and
     weights are variables, so that validation can choose them without compiling anew.
 
+    Permuting the classes permutes the result. With `exact`, flipping or transposing the
+    image does the same to the result; the permutohedral lattice, which has no such
+    symmetry, breaks that: its kernel matrix K is not symmetric (max |K - K^T| is 17 to
+    28% of max K on 20x30 pixels), and on 60x80 pixels a transposed image gets the same
+    labels at 99.8% of the pixels or more, with probabilities .04 to .37 apart at the
+    worst pixel and 3e-5 to 1e-3 on average.
+
     Attributes:
       num_classes: K, at least 2.
       dtype: unused: all is float32.
