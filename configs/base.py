@@ -179,6 +179,7 @@ def create_selection(**changes) -> ConfigDict:
     """Keys of the choice on validation: here one reconstruction is all there is."""
     return ConfigDict(
         {
+            "metric": "mean_iou",  # or boundary_f1: what is to be high on validation
             "parameters": {},  # values to try, by name, of numbers that r reads
             "step_sizes": (1.0,),
             "num_iterations": 1,
@@ -369,6 +370,7 @@ def get_config() -> ConfigDict:
             "sweep_batch_size": placeholder(int),  # refining; None: as many as fit
             "sweep_dtype": placeholder(str),  # of networks, refining; None: dtype
             "num_resamples": 2000,  # of the bootstrap
+            "boundary_tolerance": 0.0075,  # of boundary F1; of the image diagonal
         }
     )
     config.report = ConfigDict({"num_images": 5})  # that report.html shows; 0: none

@@ -20,7 +20,7 @@ from iterinf.picture_files import predict_files
 from iterinf.pipeline import set_test_dtype
 from iterinf.prediction import refine_labels, segment
 from iterinf.processes import print_once
-from iterinf.protocol import choose, evaluate, evaluate_segmenter
+from iterinf.protocol import choose, evaluate, evaluate_segmenter, has_details
 from iterinf.provenance import describe_runs, log_run
 from iterinf.report.census import format_census
 from iterinf.report.contact_sheet import plot_contact_sheet
@@ -38,6 +38,7 @@ from iterinf.report.trajectories import Picture, pack_maps
 from iterinf.selection import Selection
 from iterinf.settings import list_trained
 from iterinf.stages import Experiment
+from iterinf.tally import unpack
 from iterinf.types import Batch
 
 MODES = (
@@ -138,15 +139,16 @@ def report(experiment: Experiment) -> None:
     config, workdir = experiment.config, experiment.workdir
     _check_results(experiment)
     refiners = [_read_result(experiment, name) for name in config.refiners]
-    plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
+    plain = unpack(read_arrays(workdir / "segmenter" / "test.npz"), "counts")
     blocks = experiment.dataset.test.blocks
     num_resamples = config.evaluation.num_resamples
     rows = make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples)
     notes = compare_to_controls(plain, refiners, blocks, num_resamples)
     provenance = {"seed": config.seed, **describe_runs(workdir)}
     provenance |= _describe_training(experiment)
-    in_figure = choose_pictures(plain, refiners[-1], _NUM_IN_FIGURE)
-    in_page = choose_pictures(plain, refiners[-1], config.report.num_images)
+    before = plain.confusion
+    in_figure = choose_pictures(before, refiners[-1], _NUM_IN_FIGURE)
+    in_page = choose_pictures(before, refiners[-1], config.report.num_images)
     positions = dict.fromkeys(in_figure + in_page)
     pictures = {}
     with create_bar(
@@ -187,6 +189,10 @@ def _check_results(experiment: Experiment) -> None:
     for file in (*files, workdir / "segmenter" / "test.npz"):
         if not has_file(file):
             raise UserError(f"there is no {file}; run --mode=evaluate first")
+        if file.name == "test.npz" and not has_details(read_arrays(file)):
+            raise UserError(
+                f"{file} is of an earlier version; run --mode=evaluate first"
+            )
     for key in list_trained(config):
         folder = workdir / key.replace("refiner.", "refiners/")
         if not has_checkpoint(folder):

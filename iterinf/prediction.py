@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from iterinf.devices import collect, divide, gather
 from iterinf.inference import sweep
-from iterinf.metrics import confusion_matrix
 from iterinf.objectives import (
     Networks,
     Variables,
@@ -20,6 +19,7 @@ from iterinf.objectives import (
     to_unit_range,
 )
 from iterinf.stopping import Stopping, start, stopping_step
+from iterinf.tally import Spec, Tally, prepare_truth, tally_image
 from iterinf.types import Batch, Candidate
 
 
@@ -43,32 +43,35 @@ def count_predictions(
     variables: Variables,
     split: Batch,
     *,
-    num_classes: int,
+    spec: Spec,
     batch_size: int,
-) -> Int[np.ndarray, "n k k"]:
-    """Confusion matrices [truth, prediction] of a segmenter alone, image by image.
+) -> Tally:
+    """Counts what a segmenter alone has right, image by image.
 
     Args:
       segmenter: proposes y.
       variables: of the segmenter.
       split: a whole one, images in uint8; labels of k and above are void.
-      num_classes: k.
+      spec: what is counted.
       batch_size: images at a time.
+
+    Returns:
+      A tally [n].
     """
-    batches = divide_split(split, batch_size, void=num_classes)
-    count_image = partial(confusion_matrix, num_classes=num_classes)
+    batches = divide_split(split, batch_size, void=spec.num_classes)
 
     @jax.jit
-    def count(label, predictions):
-        return gather(jax.vmap(count_image)(label, predictions))
+    def count(label, y):
+        truth = jax.vmap(partial(prepare_truth, spec=spec))(label)
+        return gather(jax.vmap(partial(tally_image, spec=spec))(truth, y))
 
     def list_counts():
         for i in range(len(batches.label)):
             batch = divide(jax.tree.map(operator.itemgetter(i), batches))
-            yield count(batch.label, segment(segmenter, variables, batch))
+            yield count(batch.label, _propose(segmenter, variables, batch).y)
 
-    counts = collect(list_counts())
-    return np.concatenate(jax.device_get(counts))[: len(split.label)]
+    parts = jax.device_get(collect(list_counts()))
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(split.label)], *parts)
 
 
 def refine_labels(

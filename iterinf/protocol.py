@@ -3,14 +3,21 @@
 import json
 import time
 import zlib
+from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from iterinf.data import Split
-from iterinf.evaluation import compute_mean_iou
+from iterinf.evaluation import (
+    BOUNDARY_F1,
+    MEAN_IOU,
+    MEASURES,
+    compute_measure,
+)
 from iterinf.files import (
     append_line,
     create_folder,
@@ -23,19 +30,34 @@ from iterinf.files import (
 from iterinf.objectives import replace_numbers
 from iterinf.pipeline import set_test_dtype
 from iterinf.prediction import count_predictions
-from iterinf.selection import Counts, Selection, count_refinements, select
+from iterinf.selection import (
+    Counts,
+    Curves,
+    Selection,
+    compute_curves,
+    count_refinements,
+    select,
+)
 from iterinf.stages import Experiment
+from iterinf.tally import Spec, Tally, pack
 from iterinf.tracing import trace_all
 
 
 class Sweep(NamedTuple):
-    """Mean IoU on validation, a fraction, for some values of a refiner's numbers."""
+    """What validation gave for some values of a refiner's scalar parameters."""
 
     parameters: dict[str, float]
-    initial_mean_iou: float  # of the segmenter's y
+    initial_mean_iou: float  # of the segmenter's y; a fraction, as all below
+    initial_boundary_f1: float
     mean_iou: list[list[float]]  # [step size, iteration], after 1.. iterations
+    boundary_f1: list[list[float]]
     seconds: float
     settings: int  # checksum of the rest of the refiner's settings
+
+    @property
+    def curves(self) -> Curves:
+        """The two grids, as arrays."""
+        return Curves(np.asarray(self.mean_iou), np.asarray(self.boundary_f1))
 
 
 def choose(experiment: Experiment, name: str) -> Selection:
@@ -52,11 +74,14 @@ def choose(experiment: Experiment, name: str) -> Selection:
     experiment.train_refiner(name)
     sweeps = _sweep_parameters(experiment, name)
     selections = [
-        select(np.asarray(sweep.mean_iou), grid.step_sizes) for sweep in sweeps
+        select(sweep.curves, grid.step_sizes, grid.metric) for sweep in sweeps
     ]
     best = max(  # of equals, fewer iterations
         range(len(sweeps)),
-        key=lambda i: (selections[i].mean_iou, -selections[i].num_iterations),
+        key=lambda i: (
+            getattr(selections[i], grid.metric),
+            -selections[i].num_iterations,
+        ),
     )
     sweep = sweeps[best]
     selection = selections[best]._replace(parameters=sweep.parameters)
@@ -72,15 +97,18 @@ def choose(experiment: Experiment, name: str) -> Selection:
             "damped steps",
             selection.parameters,
         )
-        damped = compute_mean_iou(counts.refined.sum(axis=0))
-        content["damped"] = select(damped, grid.damped_step_sizes)._asdict()
+        damped = select(
+            compute_curves(counts.refined), grid.damped_step_sizes, grid.metric
+        )
+        content["damped"] = damped._asdict()
     content["initial_mean_iou"] = sweep.initial_mean_iou
     seconds = time.monotonic() - started + sum(sweep.seconds for sweep in sweeps)
     content["seconds"] = round(seconds, 1)
     write_arrays(
         folder / "curve.npz",
-        mean_iou=np.asarray(sweep.mean_iou),
+        **sweep.curves._asdict(),
         initial_mean_iou=np.asarray(sweep.initial_mean_iou),
+        initial_boundary_f1=np.asarray(sweep.initial_boundary_f1),
         step_sizes=np.asarray(grid.step_sizes),
     )
     write_json(folder / "selection.json", content)
@@ -98,10 +126,11 @@ def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
         for values in product(*grid.parameters.values())
     ]
     settings = _sum_settings(experiment.config.refiner[name])
-    done = [Sweep(**json.loads(line)) for line in read_lines(path)]
+    fields = set(Sweep._fields)  # lines of an earlier version had fewer
+    lines = [json.loads(line) for line in read_lines(path)]
     sweeps = [
         sweep
-        for sweep in done
+        for sweep in (Sweep(**line) for line in lines if line.keys() == fields)
         if sweep.parameters in tried and sweep.settings == settings
     ]
     for i, parameters in enumerate(tried):
@@ -118,10 +147,13 @@ def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
             parameters,
             count_stopped=grid.count_stopped,
         )
+        curves = compute_curves(counts.refined)
         sweep = Sweep(
             parameters,
-            float(compute_mean_iou(counts.initial.sum(axis=0))),
-            compute_mean_iou(counts.refined.sum(axis=0)).tolist(),
+            float(compute_measure(MEAN_IOU, counts.initial)),
+            float(compute_measure(BOUNDARY_F1, counts.initial)),
+            curves.mean_iou.tolist(),
+            curves.boundary_f1.tolist(),
             time.monotonic() - started,
             settings,
         )
@@ -133,23 +165,25 @@ def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
 def _sum_settings(refiner: ConfigDict) -> int:
     """A checksum of what a sweep depends on beside the values that it tries."""
     settings = json.loads(refiner.to_json())
-    settings.pop("title"), settings["selection"].pop("parameters")
+    settings.pop("title")
+    for key in ("parameters", "metric"):
+        settings["selection"].pop(key)
     return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
 
 
 def evaluate_segmenter(experiment: Experiment) -> None:
-    """Runs the plain network on the test split; writes segmenter/test.npz."""
+    """Runs the segmenter alone on the test split; writes segmenter/test.npz."""
     path = experiment.workdir / "segmenter" / "test.npz"
-    if has_file(path):
+    if has_file(path) and has_details(read_arrays(path)):
         return
-    counts = count_predictions(
+    tally = count_predictions(
         set_test_dtype(experiment.segmenter, experiment.config),
         experiment.segmenter_variables,
         experiment.dataset.test.stack(),
-        num_classes=experiment.dataset.num_classes,
+        spec=_make_spec(experiment, details=True),
         batch_size=experiment.config.evaluation.batch_size,
     )
-    write_arrays(path, counts=counts)
+    write_arrays(path, **pack("counts", tally))
 
 
 def evaluate(experiment: Experiment, name: str) -> None:
@@ -160,8 +194,10 @@ def evaluate(experiment: Experiment, name: str) -> None:
     damped = content.get("damped")  # missing: there are no controls
     choice = [*selection[:2], *selection.parameters.values()]
     choice += [damped["step_size"]] if damped else []
-    if has_file(path) and np.array_equal(read_arrays(path)["choice"], choice):
-        return
+    if has_file(path):
+        known = read_arrays(path)
+        if np.array_equal(known["choice"], choice) and has_details(known):
+            return
     experiment.train_refiner(name)
     started = time.monotonic()
 
@@ -174,24 +210,48 @@ def evaluate(experiment: Experiment, name: str) -> None:
             num_iterations,
             title,
             selection.parameters,
+            details=True,
         )
 
     num_iterations = experiment.config.refiner[name].selection.num_iterations
     counts = count((selection.step_size,), num_iterations, "test")
-    controls = {}
+    chosen = (0, selection.num_iterations - 1)
+    arrays = pack("initial", counts.initial)  # of its own segmenter, if it has one
+    arrays |= pack("refined", _take(counts.refined, *chosen))
     if damped:
         refined = count((1.0, damped["step_size"]), 1, "controls").refined
-        controls = {"one_reconstruction": refined[:, 0, 0]}
-        controls["damped_step"] = refined[:, 1, 0]
+        arrays |= pack("one_reconstruction", _take(refined, 0, 0))
+        arrays |= pack("damped_step", _take(refined, 1, 0))
+    curve = jax.tree.map(lambda x: x[:, 0], counts.refined)  # [n t]
+    arrays |= {
+        f"curve/{key}": compute_measure(measure, curve)
+        for key, measure in MEASURES.items()
+    }
     write_arrays(
         path,
         choice=np.asarray(choice),  # step size, iterations, parameters, damped step
-        initial=counts.initial,  # of its own segmenter, where it has one
-        refined=counts.refined[:, 0, selection.num_iterations - 1],
-        **controls,
-        mean_iou=compute_mean_iou(counts.refined[:, 0].sum(axis=0)),
+        **arrays,
+        mean_iou=compute_measure(MEAN_IOU, curve),
         seconds=np.asarray(round(time.monotonic() - started, 1)),
     )
+
+
+def has_details(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a test.npz is of this version: earlier ones held confusions alone."""
+    return any(key.endswith("/num_components") for key in arrays)
+
+
+def _make_spec(experiment: Experiment, *, details: bool) -> Spec:
+    return Spec(
+        experiment.dataset.num_classes,
+        experiment.config.evaluation.boundary_tolerance,
+        details,
+    )
+
+
+def _take(tally: Tally, s: int, t: int) -> Tally:
+    """One step size and iteration of a tally [n s t]."""
+    return jax.tree.map(lambda x: x[:, s, t], tally)
 
 
 def _count(
@@ -204,6 +264,7 @@ def _count(
     parameters: dict[str, float],
     *,
     count_stopped: bool = True,
+    details: bool = False,
 ) -> Counts:
     config = experiment.config
     networks = experiment.train_refiner(name)
@@ -216,7 +277,7 @@ def _count(
             split.stack(),
             step_sizes=step_sizes,
             num_iterations=num_iterations,
-            num_classes=experiment.dataset.num_classes,
+            spec=_make_spec(experiment, details=details),
             batch_size=config.evaluation.sweep_batch_size,
             stop=config.refiner[name].selection.stop,
             count_stopped=count_stopped,

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from iterinf.bars import create_bar
@@ -23,21 +23,32 @@ from iterinf.devices import (
     use_all_devices,
 )
 from iterinf.errors import UserError
+from iterinf.evaluation import BOUNDARY_F1, compute_mean_iou, compute_measure
 from iterinf.inference import sweep
-from iterinf.metrics import confusion_matrix
 from iterinf.objectives import Networks, divide_split, propose, to_unit_range
 from iterinf.stopping import Stopping, start, stopping_step
+from iterinf.tally import Spec, Tally, prepare_truth, tally_image
 from iterinf.types import Batch
 
 _USUAL_BATCH = 4
 _LARGEST_PART = 32  # images on a device: more keep it no busier
 
 
-class Counts(NamedTuple):
-    """Confusion matrices [truth, prediction] of every image."""
+METRICS = ("mean_iou", "boundary_f1")  # a choice can be made by
 
-    initial: Int[np.ndarray, "n k k"]  # of the segmenter's y
-    refined: Int[np.ndarray, "n s t k k"]  # after t + 1 steps of every step size
+
+class Counts(NamedTuple):
+    """What is counted of every image."""
+
+    initial: Tally  # [n], of the segmenter's y
+    refined: Tally  # [n s t], after t + 1 steps of every step size
+
+
+class Curves(NamedTuple):
+    """Of a split, after t + 1 iterations with every step size; fractions."""
+
+    mean_iou: Float[np.ndarray, "s t"]
+    boundary_f1: Float[np.ndarray, "s t"]
 
 
 class Selection(NamedTuple):
@@ -47,16 +58,28 @@ class Selection(NamedTuple):
     num_iterations: int
     mean_iou: float  # there, a fraction
     parameters: dict[str, float]  # chosen with them, by name
+    boundary_f1: float | None = None  # there, a fraction; None: by an earlier version
+
+
+def compute_curves(tally: Tally) -> Curves:
+    """Mean IoU and boundary F1 of a split from those of its images.
+
+    Args:
+      tally: [n s t].
+    """
+    boundary_f1 = compute_measure(BOUNDARY_F1, tally)
+    return Curves(compute_mean_iou(tally.confusion.sum(axis=0)), boundary_f1)
 
 
 def select(
-    mean_iou: Float[np.ndarray, "s t"], step_sizes: Sequence[float]
+    curves: Curves, step_sizes: Sequence[float], metric: str = "mean_iou"
 ) -> Selection:
-    """Chooses the pair with the highest mean IoU; of equals, fewer iterations.
+    """Chooses the pair with the highest value; of equals, fewer iterations.
 
     Args:
-      mean_iou: on validation, after t + 1 iterations; fractions.
+      curves: on validation.
       step_sizes: s of them.
+      metric: which of METRICS is to be high.
 
     Returns:
       The choice; iteration 0, the segmenter itself, is never chosen.
@@ -64,14 +87,16 @@ def select(
     Raises:
       UserError: if no number is known.
     """
-    if np.isnan(mean_iou).all():
+    values = getattr(curves, metric)
+    if np.isnan(values).all():
         raise UserError(
             "every image stops at once: no iteration has any to count; lower "
             "selection.stop, or set selection.count_stopped"
         )
-    known = np.nan_to_num(mean_iou, nan=-1.0)  # no image is left to count: nan
+    known = np.nan_to_num(values, nan=-1.0)  # no image is left to count: nan
     iteration, s = divmod(int(np.argmax(known.T)), len(step_sizes))
-    return Selection(step_sizes[s], iteration + 1, float(mean_iou[s, iteration]), {})
+    mean_iou, boundary_f1 = (float(curve[s, iteration]) for curve in curves)
+    return Selection(step_sizes[s], iteration + 1, mean_iou, {}, boundary_f1)
 
 
 def count_refinements(
@@ -82,7 +107,7 @@ def count_refinements(
     *,
     step_sizes: Sequence[float],
     num_iterations: int,
-    num_classes: int,
+    spec: Spec,
     batch_size: int | None,
     stop: float = 0.0,
     count_stopped: bool = True,
@@ -91,7 +116,7 @@ def count_refinements(
     """Refines every image with every step size; counts after every iteration.
 
     One compiled program: batches by `lax.map`, iterations by `lax.scan`, step sizes by
-    `vmap`, confusion matrices on the device. h's share is computed once an image. Each
+    `vmap`, counts on the device. h's share is computed once an image. Each
     batch is cut over the devices, if there are several. One call of it, if the split
     fits into a quarter of a device's memory; else a call for each chunk that does.
 
@@ -102,7 +127,7 @@ def count_refinements(
       split: a whole one, images in uint8; labels of k and above are void.
       step_sizes: s of them.
       num_iterations: t.
-      num_classes: k.
+      spec: what is counted.
       batch_size: images at a time; memory grows with batch_size * s. None: as many as
         fit, see `choose_batch_size`.
       stop: tolerance of `iterinf.stopping`; 0: no image stops.
@@ -121,7 +146,7 @@ def count_refinements(
         segmenter,
         refiner,
         num_iterations,
-        num_classes,
+        spec,
         stop,
         count_stopped,
         bool(title),
@@ -131,7 +156,7 @@ def count_refinements(
     if batch_size is None:
         batch_size = choose_batch_size(partial(_count_batches.lower, *others), split)
     length = _choose_chunk(split, batch_size)
-    batches = divide_split(split, batch_size, void=num_classes, multiple=length)
+    batches = divide_split(split, batch_size, void=spec.num_classes, multiple=length)
     counts = []
     with _open_bar(title, len(batches.label)):
         for i in range(0, len(batches.label), length):
@@ -139,18 +164,20 @@ def count_refinements(
             chunk = divide(chunk, axis=1)
             with use_all_devices():
                 counts.append(jax.device_get(_count_batches(*others, chunk)))
-    initial, refined = map(np.concatenate, zip(*counts, strict=True))
-    if min(initial.min(), refined.min()) < 0:
-        whose = "the segmenter" if initial.min() < 0 else "the refiner"
+    initial, refined = jax.tree.map(
+        lambda *parts: np.concatenate(parts).reshape(-1, *parts[0].shape[2:])[
+            :num_images
+        ],
+        *counts,
+    )
+    lowest = [tally.confusion.min() for tally in (initial, refined)]
+    if min(lowest) < 0:
+        whose = "the segmenter" if lowest[0] < 0 else "the refiner"
         raise UserError(
             f"{whose} gives probabilities that are not finite, at sizes of image "
             f"{split.label.shape[1:]}; a kernel may be too narrow, or training failed"
         )
-    k = num_classes
-    return Counts(
-        initial.reshape(-1, k, k)[:num_images],
-        refined.reshape(-1, len(step_sizes), num_iterations, k, k)[:num_images],
-    )
+    return Counts(initial, refined)
 
 
 def choose_batch_size(lower: Callable[[Batch], Any], split: Batch) -> int:
@@ -229,15 +256,18 @@ def _count_batches(
     segmenter: nn.Module,
     refiner: nn.Module,
     num_iterations: int,
-    num_classes: int,
+    spec: Spec,
     stop: float,
     count_stopped: bool,
     report_progress: bool,
     networks: Networks,
     step_sizes: Float[Array, " s"],
     batches: Batch,
-) -> tuple[Int[Array, "n b k k"], Int[Array, "n b s t k k"]]:
+) -> tuple[Tally, Tally]:
+    """Counts [n b ...] before, and [n b s t ...] in all refinements."""
+
     def count_batch(batch: Batch):
+        truth = jax.vmap(partial(prepare_truth, spec=spec))(batch.label)
         candidate = propose(segmenter, networks["segmenter"], to_unit_range(batch))
         condition = refiner.apply(
             networks["refiner"], candidate, method=refiner.condition
@@ -248,14 +278,15 @@ def _count_batches(
                 networks["refiner"], y, condition, method=refiner.reconstruct
             )
 
-        count_image = partial(confusion_matrix, num_classes=num_classes)
-
-        def observe(state: Stopping):
-            counts = jax.vmap(count_image)(batch.label, jnp.argmax(state.y, axis=-1))
-            is_bad = jnp.any(jnp.isnan(state.y), axis=(1, 2, 3))
+        def observe(state: Stopping) -> Tally:
+            tally = jax.vmap(partial(tally_image, spec=spec))(truth, state.y)
+            counts, boundary_f1 = tally.confusion, tally.boundary_f1
             if state.moving is not None and not count_stopped:
                 counts = jnp.where(state.moving[:, None, None], counts, 0)
-            return jnp.where(is_bad[:, None, None], -1, counts)
+                boundary_f1 = jnp.where(state.moving, boundary_f1, jnp.nan)
+            is_bad = jnp.any(jnp.isnan(state.y), axis=(1, 2, 3))
+            counts = jnp.where(is_bad[:, None, None], -1, counts)
+            return tally._replace(confusion=counts, boundary_f1=boundary_f1)
 
         initial = start(candidate.y, stop)
         refined = sweep(
@@ -267,7 +298,7 @@ def _count_batches(
             step=partial(stopping_step, tolerance=stop),
         )
         if report_progress:
-            jax.debug.callback(_advance_bar, refined[0, 0, 0, 0, 0])
-        return observe(initial), jnp.moveaxis(refined, 2, 0)
+            jax.debug.callback(_advance_bar, refined.confusion[0, 0, 0, 0, 0])
+        return observe(initial), jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), refined)
 
     return gather(jax.lax.map(count_batch, batches))

@@ -105,6 +105,8 @@ _RULES: dict[str, _Rule] = {
         lambda value: value is None or _is_count(value, least=1), "1 or more, or None"
     ),
     "monitor": _is_one_of(*METRICS),
+    "metric": _is_one_of("mean_iou", "boundary_f1"),
+    "boundary_tolerance": _NOT_NEGATIVE,
     "class_weights": _is_one_of("none", "median_frequency"),
     "seed": _Rule(
         lambda value: _is_count(value, least=0) and value < 2**32, "0 up to 2^32 - 1"

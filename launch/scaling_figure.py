@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from iterinf import Batch, Candidate, create_refiner, create_segmenter
 from iterinf.compilation import convolve_on_all_cores
 from iterinf.selection import count_refinements
+from iterinf.tally import Spec
 from launch.benchmarks.measure import time_interleaved
 
 _OUTPUT = Path(__file__).parent.parent / "docs" / "scaling.png"
@@ -112,7 +113,7 @@ def _make_sweep(**work: int) -> Callable[[], object]:
             itertools.islice(itertools.cycle((0.02, 0.1, 0.5)), work["step sizes"])
         ),
         num_iterations=work["iterations"],
-        num_classes=_NUM_CLASSES,
+        spec=Spec(_NUM_CLASSES, None),
         batch_size=work["images at a time"],
     )
 

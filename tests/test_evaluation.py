@@ -1,18 +1,25 @@
 """Confusion matrices by hand, and the bootstrap against a slow loop."""
 
 import math
+import operator
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from iterinf.evaluation import (
-    bootstrap_gain,
+    MEAN_IOU,
+    MEASURES,
+    bootstrap,
     compute_class_iou,
     compute_global_accuracy,
     compute_mean_iou,
+    compute_measure,
     make_row,
 )
+from iterinf.tally import Details, Tally
+from tests.tallies import make_tally
 
 # [truth, prediction]: IoU 4/9, 2/6 and 3/8; 9 of 16 right.
 CONFUSION = np.array([[4, 1, 1], [1, 2, 0], [2, 2, 3]])
@@ -25,6 +32,11 @@ def make_confusions(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
     wrong = np.full((k, k), 0.3 / (k - 1))
     chances = np.where(np.eye(k, dtype=bool), 0.7, wrong)
     return rng.multinomial(truth, chances).astype(np.int32)  # n k k
+
+
+def bootstrap_gain(before, after, blocks, **options):
+    """That of mean IoU."""
+    return bootstrap(MEAN_IOU, make_tally(before), make_tally(after), blocks, **options)
 
 
 def make_pair(n: int = 30, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -170,17 +182,88 @@ def test_models_on_different_images_are_refused() -> None:
 
 def test_row_of_the_plain_network() -> None:
     confusions = np.stack([CONFUSION, CONFUSION])
-    row = make_row("FCN8", confusions, confusions, [0, 1])
+    row = make_row("FCN8", make_tally(confusions), make_tally(confusions), [0, 1])
     np.testing.assert_allclose(row.class_iou, 100 * CLASS_IOU)
     assert row.mean_iou == pytest.approx(100 * CLASS_IOU.mean())
     assert row.global_accuracy == pytest.approx(56.25)
-    assert row[4:] == (0.0, 0.0, 0.0, None, 0, False)
+    assert row[4:-1] == (0.0, 0.0, 0.0, None, 0, False)
+    assert all(found[1:] == (0.0, 0.0, 0.0) for _, found in row.measures)
 
 
 def test_row_of_a_refiner() -> None:
     before, after = make_pair()
-    row = make_row("DAE", after, before, range(30), step_size=0.08, num_iterations=17)
-    plain = make_row("FCN8", before, before, range(30))
+    plain = make_row("FCN8", make_tally(before), make_tally(before), range(30))
+    row = make_row(
+        "DAE",
+        make_tally(after),
+        make_tally(before),
+        range(30),
+        step_size=0.08,
+        num_iterations=17,
+    )
     assert row.gain == pytest.approx(row.mean_iou - plain.mean_iou, rel=1e-9)
     assert row[4:7] == bootstrap_gain(before, after, range(30))
-    assert row[7:] == (0.08, 17, False)
+    assert row[7:-1] == (0.08, 17, False)
+
+
+def test_measures_by_hand() -> None:
+    """Two images: three and one labelled pixels, two and four regions in truth."""
+    calibration = np.zeros((2, 15, 3))
+    calibration[0, 14] = 3, 2.9, 2  # three pixels of confidence 2.9 / 3, two right
+    calibration[1, 6] = 1, 0.45, 1
+    details = Details(
+        np.array([0.6, 1.0]), calibration, np.array([3, 9]), np.array([2, 4])
+    )
+    confusions = np.array([[[2, 1], [0, 0]], [[0, 0], [0, 1]]])
+    tally = Tally(confusions, np.array([0.25, 0.75]), details)
+    found = {
+        name: compute_measure(measure, tally) for name, measure in MEASURES.items()
+    }
+    expected = {
+        "boundary_f1": 0.5,
+        "nll": 1.6 / 4,
+        "ece": (abs(2.9 - 2) + abs(0.45 - 1)) / 4,
+        "fragmentation": 12 / 6,
+    }
+    assert found == pytest.approx(expected)
+
+
+def test_images_without_a_boundary_are_left_out() -> None:
+    tally = make_tally(np.stack([CONFUSION] * 3))._replace(
+        boundary_f1=np.array([np.nan, 0.2, 0.4], np.float32)
+    )
+    measure = MEASURES["boundary_f1"]
+    assert compute_measure(measure, tally) == pytest.approx(0.3)
+    interval = bootstrap(measure, tally, tally, range(3))
+    assert interval == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_intervals_of_measures_equal_a_loop_over_blocks(name) -> None:
+    confusions, _ = make_pair(n=12)
+    before, after = make_tally(confusions, seed=1), make_tally(confusions, seed=2)
+    measure, blocks = MEASURES[name], np.repeat(range(4), 3)
+    generator = np.random.default_rng(5)
+    differences = []
+    for _ in range(40):
+        counts = generator.multinomial(4, [0.25] * 4)
+        drawn = np.repeat(range(4), counts)
+        images = np.concatenate([np.flatnonzero(blocks == block) for block in drawn])
+        one, other = (
+            compute_measure(measure, jax.tree.map(operator.itemgetter(images), tally))
+            for tally in (before, after)
+        )
+        differences.append(measure.unit * (other - one))
+    interval = bootstrap(
+        measure, before, after, blocks.tolist(), num_resamples=40, seed=5, level=0.8
+    )
+    np.testing.assert_allclose(interval[1:], np.percentile(differences, [10, 90]))
+
+
+def test_a_measure_that_is_not_defined_is_nan() -> None:
+    tally = make_tally(np.stack([CONFUSION] * 2))._replace(
+        boundary_f1=np.full(2, np.nan, np.float32)
+    )
+    row = make_row("FCN8", tally, tally, (0, 1))
+    assert all(map(math.isnan, dict(row.measures)["boundary_f1"]))
+    assert row.gain_low == 0

@@ -58,6 +58,8 @@ def test_leaves_its_results(workdir):
     assert [row["model"] for row in rows] == ROWS
     columns = ["model", *CLASSES, "mean_iou", "global_accuracy", "gain", "gain_low"]
     columns += ["gain_high", "step_size", "num_iterations"]
+    for name in ("boundary_f1", "nll", "ece", "fragmentation"):
+        columns += [name, f"{name}_gain", f"{name}_low", f"{name}_high"]
     assert list(rows[0]) == columns
     for row in rows[1:]:
         gain = float(row["mean_iou"]) - float(rows[0]["mean_iou"])

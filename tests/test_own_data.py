@@ -20,8 +20,10 @@ from iterinf.report.table import format_console_table, write_table
 from iterinf.segmenters import create_segmenter
 from iterinf.selection import count_refinements
 from iterinf.settings import list_trained
+from iterinf.tally import Spec
 from iterinf.types import Batch
 from tests import tiny
+from tests.tallies import make_tally
 
 REFINERS = ("dense_crf", "context_module", "crf_rnn", "dae_ytrue", "dae_y")
 MANY = 150
@@ -126,13 +128,14 @@ def test_refiners_sweep_over_many_classes(rng, name):
         split,
         step_sizes=(1.0,),
         num_iterations=1,
-        num_classes=MANY,
+        spec=Spec(MANY, 0.1),
         batch_size=2,
     )
-    assert counts.refined.shape == (2, 1, 1, MANY, MANY)
+    assert counts.refined.confusion.shape == (2, 1, 1, MANY, MANY)
     labelled = (split.label < MANY).sum(axis=(1, 2))
-    np.testing.assert_array_equal(counts.initial.sum(axis=(1, 2)), labelled)
-    np.testing.assert_array_equal(counts.refined.sum(axis=(1, 2, 3, 4)), labelled)
+    for tally in counts:
+        pixels = tally.confusion.reshape(2, -1).sum(axis=1)
+        np.testing.assert_array_equal(pixels, labelled)
 
 
 @pytest.mark.slow
@@ -151,7 +154,7 @@ def test_table_and_figures_stay_readable_with_many_classes(rng, tmp_path):
     split = draw_many(rng)
     labels = np.minimum(split.label, 49)  # 49 is most of the picture
     labels[0] = MANY
-    counts = rng.integers(0, 5, (2, MANY, MANY))
+    counts = make_tally(rng.integers(0, 5, (2, MANY, MANY)))
     row = make_row("FCN8", counts, counts, (0, 1))
     write_table([row], classes, tmp_path, [], {})
     assert len(format_console_table([row], classes).splitlines()) == 4 + MANY

@@ -15,6 +15,8 @@ from iterinf.files import write_arrays
 from iterinf.report.page import write_page
 from iterinf.report.results import RefinerResult
 from iterinf.report.trajectories import Picture, pack_maps, unpack_maps
+from iterinf.tally import pack
+from tests.tallies import make_tally
 
 HEIGHT, WIDTH = 7, 9  # odd: the middle lies inside a pixel
 STEP_SIZES = (0.1, 1.0)
@@ -37,11 +39,15 @@ def make_refiner(folder, rng, name, counts):
     write_arrays(
         folder / "curve.npz",
         mean_iou=curve,
+        boundary_f1=curve / 2,
         initial_mean_iou=np.array(0.5),
+        initial_boundary_f1=np.array(0.25),
         step_sizes=np.asarray(STEP_SIZES),
     )
     mean_iou = rng.random(NUM_ITERATIONS)
-    write_arrays(folder / "test.npz", initial=counts, refined=counts, mean_iou=mean_iou)
+    arrays = pack("initial", make_tally(counts)) | pack("refined", make_tally(counts))
+    arrays |= {"mean_iou": mean_iou, "curve/boundary_f1": mean_iou / 2}
+    write_arrays(folder / "test.npz", **arrays)
     title = f"net + {name}"
     damped = None if name == "crf" else 0.5
     return RefinerResult(name, title, 1.0, STEP_SIZES, 2, {}, damped, False, folder)
@@ -66,7 +72,8 @@ def make_page(folder, num_classes=3, num_pictures=2):
             for name, parts in maps[-1].items()
         }
         pictures.append(Picture(record, segmented, refined))
-    rows = [make_row("net", counts, counts, range(len(counts)), num_resamples=9)]
+    plain = make_tally(counts)
+    rows = [make_row("net", plain, plain, range(len(counts)), num_resamples=9)]
     rows += [rows[0]._replace(model=r.title, num_iterations=2) for r in refiners]
     rows[1] = rows[1]._replace(is_control=True, class_iou=(np.nan,) * num_classes)
     classes = tuple(f"class {k} {NASTY}" for k in range(num_classes))

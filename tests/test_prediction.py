@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from iterinf.prediction import count_predictions, refine_labels, segment
+from iterinf.tally import Spec
 from tests.test_selection import (
     Refiner,
     Segmenter,
@@ -78,9 +79,14 @@ def test_the_segmenter_is_counted_image_by_image(batch_size):
         Segmenter(),
         networks["segmenter"],
         split,
-        num_classes=3,
+        spec=Spec(3, 0.1, details=True),
         batch_size=batch_size,
     )
     y, _ = predict_by_loop(networks, split.image, 0.0, 0)
     expected = [count_image(*pair) for pair in zip(split.label, y, strict=True)]
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found.confusion, expected)
+    likelihood = np.take_along_axis(y, split.label[..., None].clip(0, 2), axis=-1)
+    surprise = np.where(split.label < 3, -np.log(likelihood[..., 0]), 0)
+    np.testing.assert_allclose(
+        found.details.negative_log_likelihood, surprise.sum(axis=(1, 2)), rtol=1e-4
+    )

@@ -16,6 +16,7 @@ from iterinf.files import read_arrays, read_lines
 from iterinf.objectives import propose, to_unit_range
 from iterinf.stages import Experiment
 from tests import tiny
+from tests.tallies import make_tally
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ def test_of_equal_values_those_with_fewer_iterations_are_chosen(
 ):
     curves = {1.0: [[0.1, 0.2, 0.3]], 2.0: [[0.1, 0.3, 0.2]], 3.0: [[0.1, 0.3, 0.3]]}
     sweeps = [
-        protocol.Sweep({"bilateral_weight": weight}, 0.1, curve, 1.0, 0)
+        protocol.Sweep({"bilateral_weight": weight}, 0.1, 0.1, curve, curve, 1.0, 0)
         for weight, curve in curves.items()
     ]
     monkeypatch.setattr(protocol, "_sweep_parameters", lambda *_: sweeps)
@@ -106,7 +107,7 @@ def test_of_equal_values_those_with_fewer_iterations_are_chosen(
     monkeypatch.setattr(experiment, "workdir", tmp_path)
     (tmp_path / "refiners" / "dense_crf").mkdir(parents=True)
     choice = protocol.choose(experiment, "dense_crf")
-    assert choice == (1.0, 2, 0.3, {"bilateral_weight": 2.0})
+    assert choice == (1.0, 2, 0.3, {"bilateral_weight": 2.0}, 0.3)
 
 
 def test_an_interrupted_grid_goes_on(workdir, monkeypatch):
@@ -156,7 +157,7 @@ def test_all_rows_are_counted_in_one_dtype(tmp_path, monkeypatch):
 
     def count(segmenter, *_, **__):
         used.append(segmenter.dtype)
-        return np.zeros((1, 2, 2), int)
+        return make_tally(np.zeros((1, 2, 2), int))
 
     monkeypatch.setattr(protocol, "count_predictions", count)
     protocol.evaluate_segmenter(experiment)

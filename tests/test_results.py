@@ -15,6 +15,8 @@ from iterinf.report.results import (
     write_results,
 )
 from iterinf.report.trajectories import Picture, pack_maps
+from iterinf.tally import pack, unpack
+from tests.tallies import make_tally
 
 NUM_CLASSES = 11
 KEYS = ("initial", "refined", "one_reconstruction", "damped_step")
@@ -27,9 +29,12 @@ def make_confusions(rng, num_images):
     return rng.multinomial(40, chances)
 
 
-def make_result(folder, name, *, end_to_end=False, damped=0.4, **counts):
-    """A refiner that the stages have left in `folder`."""
-    write_arrays(folder / name / "test.npz", **counts)
+def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **counts):
+    """A refiner that the stages have left in `folder`: confusions by row."""
+    arrays = {} if curve is None else {"mean_iou": curve, "curve/boundary_f1": curve}
+    for key, confusions in counts.items():
+        arrays |= pack(key, make_tally(confusions))
+    write_arrays(folder / name / "test.npz", **arrays)
     return RefinerResult(
         name=name,
         title=f"FCN8 + {name}",
@@ -57,14 +62,14 @@ def refiners(tmp_path, rng, plain):
             tmp_path,
             name,
             **{key: make_confusions(rng, 5) for key in KEYS} | {"initial": plain},
-            mean_iou=np.array([0.2, 0.3]),
+            curve=np.array([0.2, 0.3]),
         )
         for name in ("B", "A")
     ]
 
 
 def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners, plain):
-    rows = make_rows("FCN8", plain, refiners, BLOCKS, 20)
+    rows = make_rows("FCN8", make_tally(plain), refiners, BLOCKS, 20)
     found = [(row.model, row.step_size, row.num_iterations) for row in rows]
     assert found == [
         ("FCN8", None, 0),
@@ -82,7 +87,7 @@ def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
     """Its gain is over the plain network, like that of all rows."""
     counts = {key: make_confusions(rng, 5) for key in KEYS}
     refiner = make_result(tmp_path, "C", end_to_end=True, **counts)
-    rows = make_rows("FCN8", plain, [refiner], BLOCKS, 20)
+    rows = make_rows("FCN8", make_tally(plain), [refiner], BLOCKS, 20)
     assert [row.model for row in rows] == [
         "FCN8",
         "FCN8 + C, its own segmenter",
@@ -99,24 +104,24 @@ def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
 def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
     plain = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
-    for gained, verdict in ((2, "gains on"), (-2, "does not clearly gain on")):
+    for gained, verdict in ((2, "gains on"), (-2, "loses against")):
         refined = plain + gained * change
         refiner = make_result(tmp_path, "CRF", damped=None, refined=refined)
-        rows = make_rows("FCN8", plain, [refiner], range(5), 20)
+        rows = make_rows("FCN8", make_tally(plain), [refiner], range(5), 20)
         assert [row.model for row in rows] == ["FCN8", "FCN8 + CRF"]
-        (sentence,) = compare_to_controls(plain, [refiner], range(5), 20)
-        assert sentence.startswith(f"FCN8 + CRF {verdict} the plain network: ")
+        (sentence,) = compare_to_controls(make_tally(plain), [refiner], range(5), 20)
+        assert sentence.startswith(f"FCN8 + CRF {verdict} the segmenter alone: ")
 
 
 def test_rows_hold_the_counts_of_their_own(refiners, plain):
-    rows = make_rows("FCN8", plain, refiners, BLOCKS, 20)
+    rows = make_rows("FCN8", make_tally(plain), refiners, BLOCKS, 20)
     with np.load(refiners[1].folder / "test.npz") as test:
         keys = ("initial", "one_reconstruction", "damped_step", "refined")
         for row, key in zip([rows[0], *rows[4:]], keys, strict=True):
             assert row == make_row(
                 row.model,
-                test[key],
-                plain,
+                unpack(dict(test), key),
+                make_tally(plain),
                 BLOCKS,
                 step_size=row.step_size,
                 num_iterations=row.num_iterations,
@@ -141,13 +146,17 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
         damped_step=refined - damped * change,
     )
     plain = refined - 5 * change
-    (sentence,) = compare_to_controls(plain, [refiner], range(5), 20)
+    sentences = compare_to_controls(make_tally(plain), [refiner], range(5), 20)
+    sentence, *others = sentences
     assert sentence.startswith(f"FCN8 + A by iterating {verdict}")
+    assert len(others) == 2
+    for other in others:
+        assert "NLL 0.00 [0.00, 0.00]" in other
     for lost in (full, damped):
         iou = [(36 - lost) / 44, 36 / (44 + lost)]
         gain = 100 * (36 / 44 - np.mean(iou))  # the same in every resample
         text = f"{gain:+.2f}" if lost else "0.00"
-        assert f"{text} [{text}, {text}] points over one " in sentence
+        assert f"{text} [{text}, {text}] points of mean IoU over one " in sentence
 
 
 def test_standing_still_beats_no_control(tmp_path):
@@ -160,8 +169,9 @@ def test_standing_still_beats_no_control(tmp_path):
         one_reconstruction=worse,
         damped_step=worse,
     )
-    assert compare_to_controls(refined, [refiner], range(5), 20) == [
-        "FCN8 + A does not clearly gain on the plain network: 0.00 [0.00, 0.00] points."
+    assert compare_to_controls(make_tally(refined), [refiner], range(5), 20) == [
+        "FCN8 + A does not clearly gain on the segmenter alone: 0.00 [0.00, 0.00] "
+        "points of mean IoU."
     ]
 
 
@@ -198,10 +208,10 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         lambda *args, **options: curves.append((args, options)),
     )
     crf = make_result(
-        tmp_path, "CRF", damped=None, initial=plain, mean_iou=np.array([0.2, 0.4])
+        tmp_path, "CRF", damped=None, initial=plain, curve=np.array([0.2, 0.4])
     )
     once = make_result(
-        tmp_path, "once", damped=None, initial=plain, mean_iou=np.array([0.2])
+        tmp_path, "once", damped=None, initial=plain, curve=np.array([0.2])
     )
     refiners = [crf, once, *refiners]
     for refiner in refiners:
@@ -212,7 +222,7 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
             step_sizes=np.array([0.1, 1.0]),
         )
     dataset = create_dataset("streets", height=32, width=48, num_test=5)
-    rows = [make_row("FCN8", plain, plain, BLOCKS)]
+    rows = [make_row("FCN8", make_tally(plain), make_tally(plain), BLOCKS)]
     maps = np.arange(8, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(48, 2)
     pictures = []
     for index in (3, 0):

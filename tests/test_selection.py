@@ -1,5 +1,7 @@
 """The compiled sweep against plain loops, and the choice made from it."""
 
+import operator
+from functools import partial
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -8,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import iterinf
 from iterinf import selection
 from iterinf.errors import UserError
-from iterinf.selection import count_refinements, select
+from iterinf.objectives import propose, to_unit_range
+from iterinf.selection import Curves, count_refinements, select
+from iterinf.tally import Spec, prepare_truth, tally_image
 from iterinf.types import Batch
 
 STEP_SIZES = (0.1, 0.5, 1.0)
 NUM_ITERATIONS = 4
 NUM_CLASSES = 3
+SPEC = Spec(NUM_CLASSES, 0.2)
 TRACES = []  # an entry each time that `reconstruct` is traced
 
 
@@ -70,8 +76,7 @@ def count(networks, split, step_sizes=STEP_SIZES, **options):
         split,
         step_sizes=step_sizes,
         num_iterations=NUM_ITERATIONS,
-        num_classes=NUM_CLASSES,
-        **{"batch_size": 2} | options,
+        **{"batch_size": 2, "spec": SPEC} | options,
     )
 
 
@@ -118,10 +123,35 @@ def test_counts_equal_a_plain_loop(num_images, batch_size):
     networks, split = make_problem(num_images)
     found = count(networks, split, batch_size=batch_size)
     initial, refined = count_by_loop(networks, split)
-    np.testing.assert_array_equal(found.initial, initial)
-    np.testing.assert_array_equal(found.refined, refined)
+    np.testing.assert_array_equal(found.initial.confusion, initial)
+    np.testing.assert_array_equal(found.refined.confusion, refined)
     assert refined.shape == (num_images, 3, 4, 3, 3)
     assert len(np.unique(refined.reshape(num_images, -1, 9), axis=1)[0]) > 4
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_what_is_counted_is_that_of_each_y(details):
+    """Boundaries and details of a sweep are those of the same y refined by itself."""
+    networks, split = make_problem(3)
+    spec = SPEC._replace(details=details)
+    found = count(networks, split, spec=spec)
+    batch = jax.tree.map(jnp.asarray, to_unit_range(split))
+    candidate = propose(Segmenter(), networks["segmenter"], batch)
+    apply = partial(Refiner().apply, networks["refiner"])
+    condition = apply(candidate, method="condition")
+    truth = jax.vmap(partial(prepare_truth, spec=spec))(jnp.asarray(split.label))
+    for s, step_size in enumerate(STEP_SIZES):
+        for t in range(NUM_ITERATIONS):
+            y = iterinf.refine(
+                lambda y: apply(y, condition, method="reconstruct"),
+                candidate.y,
+                step_size=step_size,
+                num_iterations=t + 1,
+            ).y
+            expected = jax.vmap(partial(tally_image, spec=spec))(truth, y)
+            one = jax.tree.map(operator.itemgetter(np.s_[:, s, t]), found.refined)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), one, expected)
+    assert (found.refined.details is None) != details
 
 
 def test_a_split_that_does_not_fit_comes_in_chunks(monkeypatch, capsys):
@@ -131,8 +161,8 @@ def test_a_split_that_does_not_fit_comes_in_chunks(monkeypatch, capsys):
     monkeypatch.setattr(selection, "read_memory", lambda: 4 * num_bytes // 2 + 4)
     chunks = count(networks, split, title="sweep of a test")
     assert "4/4" in capsys.readouterr().err  # 3 batches, by two
-    np.testing.assert_array_equal(chunks.initial, whole.initial)
-    np.testing.assert_array_equal(chunks.refined, whole.refined)
+    np.testing.assert_array_equal(chunks.initial.confusion, whole.initial.confusion)
+    np.testing.assert_array_equal(chunks.refined.confusion, whole.refined.confusion)
 
 
 @pytest.mark.parametrize("options", [{}, {"stop": 0.45, "count_stopped": False}])
@@ -153,7 +183,7 @@ def test_each_image_stops_by_itself(count_stopped):
     options = {"stop": 0.45, "count_stopped": count_stopped}
     found = count(networks, split, **options)
     _, refined = count_by_loop(networks, split, **options)
-    np.testing.assert_array_equal(found.refined, refined)
+    np.testing.assert_array_equal(found.refined.confusion, refined)
     _, without = count_by_loop(networks, split)
     stopped = (refined != without).any(axis=(1, 3, 4))  # image, iteration
     assert len(set(stopped.sum(axis=1))) > 1  # some earlier than others
@@ -163,9 +193,9 @@ def test_every_labelled_pixel_is_counted_once():
     networks, split = make_problem()
     found = count(networks, split)
     total = (split.label < NUM_CLASSES).sum(axis=(1, 2))
-    np.testing.assert_array_equal(found.initial.sum(axis=(1, 2)), total)
+    np.testing.assert_array_equal(found.initial.confusion.sum(axis=(1, 2)), total)
     expected = np.broadcast_to(total[:, None, None], (5, 3, 4))
-    np.testing.assert_array_equal(found.refined.sum(axis=(3, 4)), expected)
+    np.testing.assert_array_equal(found.refined.confusion.sum(axis=(3, 4)), expected)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +230,7 @@ def test_images_at_a_time_that_memory_chose_change_nothing(monkeypatch):
     expected = count(*problem)
     monkeypatch.setattr(selection, "read_memory", lambda: 10**6)
     found = count(*problem, batch_size=None)
-    np.testing.assert_array_equal(found.refined, expected.refined)
+    np.testing.assert_array_equal(found.refined.confusion, expected.refined.confusion)
 
 
 def test_the_sweep_compiles_once():
@@ -219,34 +249,41 @@ def test_the_progress_bar_counts_batches_and_changes_nothing(capsys):
     problem = make_problem()
     shown = count(*problem, title="sweep of a test")
     hidden = count(*problem)
-    np.testing.assert_array_equal(shown.refined, hidden.refined)
+    np.testing.assert_array_equal(shown.refined.confusion, hidden.refined.confusion)
     last = capsys.readouterr().err.split("\r")[-1]
     assert "sweep of a test: 100%" in last
     assert "3/3" in last
 
 
+def make_curves(mean_iou):
+    """With boundary F1 that is highest where mean IoU is lowest."""
+    return Curves(np.array(mean_iou), 1 - np.array(mean_iou))
+
+
 def test_select_takes_the_highest():
-    curve = np.array([[0.1, 0.2, 0.3], [0.2, 0.5, 0.4]])
-    choice = select(curve, (0.1, 0.5))
-    assert choice == selection.Selection(0.5, 2, 0.5, {})
+    curves = make_curves([[0.1, 0.2, 0.3], [0.2, 0.5, 0.4]])
+    choice = select(curves, (0.1, 0.5))
+    assert choice == selection.Selection(0.5, 2, 0.5, {}, 0.5)
+    choice = select(curves, (0.1, 0.5), "boundary_f1")
+    assert choice == selection.Selection(0.1, 1, 0.1, {}, 0.9)
 
 
 def test_select_takes_fewer_iterations_at_ties():
-    curve = np.array([[0.1, 0.2, 0.5], [0.2, 0.5, 0.5], [0.5, 0.1, 0.1]])
-    choice = select(curve, (0.1, 0.5, 1.0))
-    assert choice == selection.Selection(1.0, 1, 0.5, {})
-    assert select(curve[:2], (0.1, 0.5)) == selection.Selection(0.5, 2, 0.5, {})
+    curve = [[0.1, 0.2, 0.5], [0.2, 0.5, 0.5], [0.5, 0.1, 0.1]]
+    choice = select(make_curves(curve), (0.1, 0.5, 1.0))
+    assert choice[:3] == (1.0, 1, 0.5)
+    assert select(make_curves(curve[:2]), (0.1, 0.5))[:3] == (0.5, 2, 0.5)
 
 
 def test_select_passes_over_iterations_that_count_nothing():
-    curve = np.array([[0.1, 0.2, np.nan], [0.1, np.nan, np.nan]])
-    assert select(curve, (0.1, 0.5)) == selection.Selection(0.1, 2, 0.2, {})
+    curves = make_curves([[0.1, 0.2, np.nan], [0.1, np.nan, np.nan]])
+    assert select(curves, (0.1, 0.5))[:3] == (0.1, 2, 0.2)
 
 
 def test_select_says_when_no_iteration_counts_anything():
     with pytest.raises(UserError, match="every image stops at once.*selection.stop"):
-        select(np.full((2, 3), np.nan), (0.1, 0.5))
+        select(make_curves(np.full((2, 3), np.nan)), (0.1, 0.5))
 
 
 def test_select_never_takes_iteration_zero():
-    assert select(np.zeros((2, 3)), (0.1, 0.5)).num_iterations == 1
+    assert select(make_curves(np.zeros((2, 3))), (0.1, 0.5)).num_iterations == 1

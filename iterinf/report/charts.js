@@ -1,4 +1,4 @@
-// Mean IoU against iterations: what figure4_*.png shows, with the numbers at hand.
+// Mean IoU and boundary F1 against iterations: what figure4_*.png shows, with the numbers at hand.
 
 const CHART = { width: 520, height: 300, left: 46, right: 20, top: 18, bottom: 40 };
 
@@ -93,7 +93,7 @@ function drawPanel(title, lines, chosen) {
   inner.append(cursor);
   svg.append(inner);
   const plainPlace = { class: "plain", x: width - right, y: top + y(plain) - 5 };
-  const label = `plain network ${formatNumber(plain)}`;
+  const label = `segmenter alone ${formatNumber(plain)}`;
   svg.append(text({ ...plainPlace, "text-anchor": "end" }, label));
   if (lowest !== false) {
     const place = { class: "plain", x: left + 8, y: top + innerHeight - 8 };
@@ -143,11 +143,21 @@ function nameClass(line) {
   return `curve${line.isChosen ? " chosen" : ""}${line.isOther ? " other" : ""}`;
 }
 
-/** Both panels of a refiner; those without controls are drawn beside it, dashed. */
+/** The panels of a refiner; those without controls are drawn beside it, dashed. */
 function drawCurves(refiner, others) {
+  const panels = drawPair("mean IoU", refiner.validation, refiner.test, refiner, others);
+  const parts = [create("h3", {}, refiner.title), panels];
+  if (refiner.boundary_f1) {
+    parts.push(drawPair("boundary F1", ...refiner.boundary_f1, refiner, []));
+  }
+  return parts;
+}
+
+/** One measure in per cent, on validation and on test. */
+function drawPair(name, onValidation, onTest, refiner, others) {
   const count = refiner.step_sizes.length;
   const ours = refiner.step_sizes.map((size, index) => ({
-    values: refiner.validation[index],
+    values: onValidation[index],
     color: pickColor(index, count),
     label: `step size ${size}${index === refiner.chosen ? " (chosen)" : ""}`,
     isChosen: index === refiner.chosen,
@@ -162,26 +172,23 @@ function drawCurves(refiner, others) {
       isOther: true,
     }));
   const validation = [...ours, ...dashed((other) => other.validation[other.chosen])];
-  const chosen = { ...ours[refiner.chosen], values: refiner.test };
+  const chosen = { ...ours[refiner.chosen], values: onTest };
   const test = [chosen, ...dashed((other) => other.test)];
   const size = refiner.step_sizes[refiner.chosen];
-  return [
-    create("h3", {}, refiner.title),
-    create(
-      "div",
-      { class: "panels" },
-      drawPanel(
-        "validation: the choice is made here",
-        validation,
-        refiner.num_iterations,
-      ),
-      drawPanel(
-        `test: not used for any choice (step size ${size})`,
-        test,
-        refiner.num_iterations,
-      ),
+  return create(
+    "div",
+    { class: "panels" },
+    drawPanel(
+      `${name} on validation: the choice is made here`,
+      validation,
+      refiner.num_iterations,
     ),
-  ];
+    drawPanel(
+      `${name} on test: not used for any choice (step size ${size})`,
+      test,
+      refiner.num_iterations,
+    ),
+  );
 }
 
 const iterating = report.curves.filter((refiner) => refiner.test.length > 2);

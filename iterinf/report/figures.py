@@ -40,67 +40,83 @@ def plot_iterations(
     test_mean_iou: Float[np.ndarray, " p"] | None,
     *,
     title: str,
+    boundary_f1: tuple[Float[np.ndarray, "s p"], Float[np.ndarray, " _"]] | None = None,
     others: Mapping[
         str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
     ] = MappingProxyType({}),
 ) -> Figure:
-    """Draws mean IoU against iterations (the paper's Figure 4).
+    """Draws mean IoU against iterations (the paper's Figure 4), boundary F1 below.
 
-    Left: validation, a line a step size, the choice marked. Right: test at the chosen
-    step size. Where step sizes that fail would flatten the rest, the left panel is cut
-    below and says so.
+    Left: validation, a line per step size, the choice marked. Right: test at the chosen
+    step size. Where step sizes that fail would flatten the rest, the left panels are
+    cut below and say so.
 
     Args:
       validation_mean_iou: fractions after 0..t iterations, p = t + 1; 0 iterations: the
-        plain network.
+        segmenter alone.
       step_sizes: s of them.
       selected_step_size: one of `step_sizes`.
       selected_num_iterations: 1..t.
       test_mean_iou: fractions at the chosen step size; None leaves that panel out.
       title: of the figure.
-      others: dashed curves to compare with, of validation and test, by title.
+      boundary_f1: the same of boundary F1, on validation and test; None: no such row.
+      others: dashed curves of mean IoU to compare with, of validation and test, by
+        title.
     """
-    num_panels = 1 if test_mean_iou is None else 2
-    figure = Figure(figsize=(1.2 + 4.6 * num_panels, 4.4), layout="constrained")
+    num_columns = 1 if test_mean_iou is None else 2
+    rows = [(validation_mean_iou, test_mean_iou, "mean IoU (%)")]
+    if boundary_f1 is not None:
+        rows.append((*boundary_f1, "boundary F1 (%)"))
+    size = (1.2 + 4.6 * num_columns, 1.0 + 3.4 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(1, num_panels, squeeze=False)[0]
+    axes = figure.subplots(len(rows), num_columns, squeeze=False)
     selected = int(np.argmin(np.abs(np.asarray(step_sizes) - selected_step_size)))
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(step_sizes)))
-    for index, step_size in enumerate(step_sizes):
-        chosen = index == selected
-        _plot_curve(
-            axes[0],
-            validation_mean_iou[index],
-            colors[index],
-            chosen=chosen,
-            label=f"{step_size:g}" + (" (chosen)" if chosen else ""),
-        )
-    for (name, curves), color in zip(others.items(), _OTHER_COLORS, strict=False):
-        for axis, curve in zip(axes, curves, strict=False):
-            style = {"linestyle": "--", "linewidth": 1.8, "zorder": 3}
-            axis.plot(100 * curve, color=color, label=name, **style)
-    _cut_below(axes[0], 100 * validation_mean_iou)
-    _finish_panel(
-        axes[0],
+    panel_titles = (
         "validation: the choice is made here",
-        validation_mean_iou[selected],
-        selected_num_iterations,
+        f"test: not used for any choice\n(step size {selected_step_size:g})",
     )
+    for i, (validation, test, unit) in enumerate(rows):
+        row = list(axes[i])
+        for index, step_size in enumerate(step_sizes):
+            chosen = index == selected
+            _plot_curve(
+                row[0],
+                validation[index],
+                colors[index],
+                chosen=chosen,
+                label=f"{step_size:g}" + (" (chosen)" if chosen else ""),
+            )
+        if i == 0:
+            _plot_others(row, others)
+        _cut_below(row[0], 100 * validation)
+        curves = [validation[selected]]
+        if test is not None and num_columns > 1:
+            _plot_curve(row[1], test, colors[selected], chosen=True)
+            curves.append(test)
+        for axis, panel_title, curve in zip(row, panel_titles, curves, strict=False):
+            heading = "" if i else panel_title
+            _finish_panel(axis, heading, unit, curve, selected_num_iterations)
     figure.legend(
-        *axes[0].get_legend_handles_labels(),
+        *axes[0, 0].get_legend_handles_labels(),
         title="step size",
         loc="outside lower center",
-        ncols=min(len(step_sizes), 4 * num_panels),
+        ncols=min(len(step_sizes), 4 * num_columns),
     )
-    if test_mean_iou is not None:
-        _plot_curve(axes[1], test_mean_iou, colors[selected], chosen=True)
-        _finish_panel(
-            axes[1],
-            f"test: not used for any choice\n(step size {selected_step_size:g})",
-            test_mean_iou,
-            selected_num_iterations,
-        )
     return figure
+
+
+def _plot_others(
+    axes: Sequence[Axes],
+    others: Mapping[str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]],
+) -> None:
+    """Dashed curves of other refiners, on validation and on test."""
+    for (name, curves), color in zip(others.items(), _OTHER_COLORS, strict=False):
+        for axis, curve in zip(axes, curves, strict=False):
+            axis.plot(
+                100 * curve, "--", color=color, linewidth=1.8, zorder=3, label=name
+            )
 
 
 def compute_changes(
@@ -269,9 +285,9 @@ def _cut_below(axis: Axes, curves: Float[np.ndarray, "s p"]) -> None:
 
 
 def _finish_panel(
-    axis: Axes, title: str, curve: Float[np.ndarray, " p"], chosen: int
+    axis: Axes, title: str, unit: str, curve: Float[np.ndarray, " p"], chosen: int
 ) -> None:
-    """Marks the plain network and the choice; labels the axes."""
+    """Marks the segmenter alone and the choice; labels the axes."""
     axis.axhline(100 * curve[0], color="0.4", linestyle="--", linewidth=1, zorder=2)
     axis.axvline(chosen, color="0.4", linestyle=":", linewidth=1, zorder=2)
     axis.plot(
@@ -286,7 +302,7 @@ def _finish_panel(
     )
     axis.set_title(title, fontsize=11)
     axis.set_xlabel(f"iterations (dotted: {chosen}, the choice)")
-    axis.set_ylabel("mean IoU (%)")
+    axis.set_ylabel(unit)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.margins(y=0.12)
@@ -302,7 +318,7 @@ def _finish_panel(
         zorder=6,
     )
     axis.annotate(
-        f"plain network {100 * curve[0]:.1f}",
+        f"segmenter alone {100 * curve[0]:.1f}",
         (last, 100 * curve[0]),
         xytext=(0, 3),
         textcoords="offset points",

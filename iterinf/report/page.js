@@ -50,7 +50,7 @@ function createSwatch(label) {
 function summarise() {
   const [plain, last] = [report.rows[0], report.rows.at(-1)];
   find("summary").append(
-    `Mean IoU on test: ${formatNumber(plain.mean_iou)} by the plain network, ` +
+    `Mean IoU on test: ${formatNumber(plain.mean_iou)} by the segmenter alone, ` +
       `${formatNumber(last.mean_iou)} by ${last.model}: ${formatGain(last.gain)} ` +
       `points, 95% interval ${formatInterval(last)}.`,
   );
@@ -106,7 +106,7 @@ function createHead(titles) {
   return create("thead", {}, create("tr", {}, ...cells));
 }
 
-/** IoU of every class by the plain network and the refiners, changes coloured. */
+/** IoU of every class by the segmenter alone and the refiners, changes coloured. */
 function fillClasses() {
   const rows = report.rows.filter((row) => !row.is_control);
   const [plain] = rows;
@@ -142,6 +142,25 @@ function fillClasses() {
   find("classes").append(createHead(titles), create("tbody", {}, ...lines));
 }
 
+/** What mean IoU hardly sees: each measure, and the interval of its difference. */
+function fillMeasures() {
+  const titles = report.measures.flatMap((title) => [title, "95% interval"]);
+  const lines = report.rows.map((row, index) => {
+    const cells = row.measures.flatMap(([value, interval]) => [
+      value,
+      index ? interval : "",
+    ]);
+    return create(
+      "tr",
+      { class: row.is_control && "control" },
+      create("th", { scope: "row" }, row.model),
+      ...cells.map((cell) => create("td", {}, cell)),
+    );
+  });
+  const body = create("tbody", {}, ...lines);
+  find("measures").append(createHead(["model", ...titles]), body);
+}
+
 function fillProvenance() {
   for (const [name, value] of Object.entries(report.provenance)) {
     find("provenance").append(
@@ -156,4 +175,5 @@ summarise();
 fillTable();
 find("notes").append(...report.notes.map((note) => create("li", {}, note)));
 fillClasses();
+fillMeasures();
 fillProvenance();

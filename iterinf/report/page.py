@@ -20,7 +20,13 @@ from iterinf.evaluation import Row
 from iterinf.files import write_atomically
 from iterinf.processes import print_once
 from iterinf.report.pictures import encode_jpeg
-from iterinf.report.results import RefinerResult, choose_map, read_curves
+from iterinf.report.results import (
+    RefinerResult,
+    choose_map,
+    read_boundary_curves,
+    read_curves,
+)
+from iterinf.report.table import TITLES, format_measure
 from iterinf.report.trajectories import Picture, pack_maps
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -57,7 +63,8 @@ def write_page(
         "title": title,
         "classes": dataset.classes,
         "colors": dataset.colors.tolist(),
-        "rows": [row._asdict() for row in rows],
+        "rows": [_describe_row(row) for row in rows],
+        "measures": [TITLES[name] for name, _ in rows[0].measures],
         "notes": notes,
         "curves": [_describe_curves(refiner) for refiner in refiners],
         "num_test": len(dataset.test),
@@ -91,9 +98,19 @@ def _drop_nan(tree: Any) -> Any:
     return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
+def _describe_row(row: Row) -> dict[str, Any]:
+    """A row by field; each measure as the texts of its value and its interval."""
+    measures = [format_measure(name, found) for name, found in row.measures]
+    return row._asdict() | {"measures": measures}
+
+
 def _describe_curves(refiner: RefinerResult) -> dict[str, Any]:
-    """A refiner's choice, and mean IoU in per cent after 0..t iterations."""
+    """A refiner's choice, and its curves in per cent after 0..t iterations.
+
+    Mean IoU on validation and on test; boundary F1 on both, if it is known.
+    """
     step_sizes, validation, test = read_curves(refiner)
+    boundaries = read_boundary_curves(refiner)
     return {
         "name": refiner.name,
         "title": refiner.title,
@@ -103,6 +120,7 @@ def _describe_curves(refiner: RefinerResult) -> dict[str, Any]:
         "has_controls": refiner.damped_step_size is not None,
         "validation": _list_percent(validation),
         "test": _list_percent(test),
+        "boundary_f1": boundaries and [_list_percent(curve) for curve in boundaries],
     }
 
 

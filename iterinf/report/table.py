@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from iterinf.errors import UserError
-from iterinf.evaluation import Row
+from iterinf.evaluation import Comparison, Row
 from iterinf.files import write_atomically
 
 _LAST_COLUMNS = (
@@ -21,6 +22,14 @@ _LAST_COLUMNS = (
     "step_size",
     "num_iterations",
 )
+TITLES = {  # of measures
+    "boundary_f1": "boundary F1",
+    "nll": "NLL",
+    "ece": "ECE",
+    "fragmentation": "fragmentation",
+}
+_DECIMALS = {"boundary_f1": 1, "nll": 3, "ece": 1, "fragmentation": 2}
+_PARTS = ("", "_gain", "_low", "_high")  # columns of each measure
 
 
 def write_table(
@@ -33,7 +42,9 @@ def write_table(
     """Writes table.csv, table.json and table.md, each whole.
 
     Columns: model, the classes, mean_iou, global_accuracy, gain, gain_low, gain_high
-    (per cent), step_size, num_iterations. A class absent from truth and prediction, and
+    (per cent), step_size, num_iterations; then of each measure m of
+    `iterinf.evaluation.MEASURES` m, m_gain, m_low, m_high. In the md the measures have
+    a table of their own. A class absent from truth and prediction, and
     the step size of the plain network, are empty in the csv, null in the json and
     "-" in the md. The json holds full precision under "rows", where it also says which
     rows are controls, beside "classes" and "provenance".
@@ -74,7 +85,8 @@ def write_table(
 
 def check_class_names(classes: Sequence[str]) -> None:
     """Refuses, by a UserError, a class that is named as another column."""
-    clashes = {"model", *_LAST_COLUMNS} & set(classes)
+    measures = {f"{name}{part}" for name in TITLES for part in _PARTS}
+    clashes = {"model", *_LAST_COLUMNS, *measures} & set(classes)
     if clashes:
         raise UserError(f"class name {min(clashes)!r} is a column of the table too")
 
@@ -85,9 +97,8 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
     The columns of the lower part are the numbers in front of the models, so that both
     parts stay narrow for any number of classes.
     """
-    models = [
-        ["", "model", "mean IoU", "accuracy", "gain", "95%", "step", "iterations"]
-    ]
+    header = ["", "model", "mean IoU", "accuracy", "gain", "95%", "step", "iterations"]
+    models = [[*header, *(TITLES[name] for name, _ in rows[0].measures)]]
     for number, row in enumerate(rows, start=1):
         models.append(
             [
@@ -99,6 +110,10 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
                 f"[{format_gain(row.gain_low)}, {format_gain(row.gain_high)}]",
                 _format_step_size(row.step_size) or "-",
                 str(row.num_iterations),
+                *(
+                    _format_number(found.value, _DECIMALS[name])
+                    for name, found in row.measures
+                ),
             ]
         )
     ious = [["IoU", *(str(number) for number in range(1, len(rows) + 1))]]
@@ -112,6 +127,8 @@ def _make_record(row: Row, classes: Sequence[str]) -> dict[str, object]:
     record: dict[str, object] = {"model": row.model}
     record |= dict(zip(classes, row.class_iou, strict=True))
     record |= {name: getattr(row, name) for name in _LAST_COLUMNS}
+    for name, found in row.measures:
+        record |= {f"{name}{_PARTS[i]}": value for i, value in enumerate(found)}
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in record.items()
@@ -154,19 +171,53 @@ def _format_markdown(
                 str(row.num_iterations),
             ]
         )
-    table = [
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
-        for line in lines
-    ]
     paragraphs = [
         "All in per cent. `gain` is the difference in mean IoU to the first row, in "
         "points, with its 95% paired interval `gain_low` to `gain_high` (bootstrap "
         "over blocks of images). The interval covers images, not training seeds.",
         _describe_absent_classes(rows, classes),
+        *_format_measures(rows),
         *notes,
     ]
     origin = [f"- {name}: {_quote(value)}" for name, value in provenance.items()]
-    return "\n".join([*table, "", "\n\n".join(paragraphs), "", *origin])
+    return "\n".join([_format_lines(lines), "", "\n\n".join(paragraphs), "", *origin])
+
+
+def _format_measures(rows: Sequence[Row]) -> list[str]:
+    """A table of the measures with their differences to the first row, and a legend."""
+    names = [name for name, _ in rows[0].measures]
+    if not names:
+        return []
+    lines = [["model"], ["---"]]
+    for name in names:
+        lines[0] += [TITLES[name], "95%"]
+        lines[1] += ["---:", "---:"]
+    for row in rows:
+        cells = [format_measure(name, found) for name, found in row.measures]
+        lines.append([row.model, *itertools.chain.from_iterable(cells)])
+    return [
+        _format_lines(lines),
+        "Boundary F1 in per cent, within 0.75% of the image diagonal unless the config "
+        "says otherwise; NLL: negative log-likelihood of the truth in nats per pixel; "
+        "ECE: expected calibration error in per cent; fragmentation: connected regions "
+        "of the prediction over those of the truth (1 is right). 95%: paired interval "
+        "of the difference to the first row.",
+    ]
+
+
+def format_measure(name: str, found: Comparison) -> tuple[str, str]:
+    """A measure's value, and the interval of its difference to the first row."""
+    decimals = _DECIMALS[name]
+    low, high = (format_gain(x, decimals) for x in (found.low, found.high))
+    interval = low if math.isnan(found.low) else f"{low} to {high}"
+    return _format_number(found.value, decimals), interval
+
+
+def _format_lines(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+        for line in lines
+    )
 
 
 def _describe_absent_classes(rows: Sequence[Row], classes: Sequence[str]) -> str:
@@ -189,13 +240,15 @@ def _quote(value: object) -> str:
     return f"`{' '.join(str(value).split())}`"
 
 
-def _format_number(value: float) -> str:
-    """One decimal; "-" for nan."""
-    return "-" if math.isnan(value) else f"{value:z.1f}"
+def _format_number(value: float, decimals: int = 1) -> str:
+    """Some decimals; "-" for nan."""
+    return "-" if math.isnan(value) else f"{value:z.{decimals}f}"
 
 
 def format_gain(value: float, decimals: int = 1) -> str:
-    """Points, signed; zero as 0.0."""
+    """Points, signed; zero as 0.0, nan as "-"."""
+    if math.isnan(value):
+        return "-"
     text = f"{value:+z.{decimals}f}"
     return text[1:] if float(text) == 0 else text
 

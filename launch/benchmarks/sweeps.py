@@ -12,6 +12,7 @@ import torch
 from iterinf import Batch
 from iterinf.segmenters import create_segmenter
 from iterinf.selection import count_refinements
+from iterinf.tally import Spec
 from launch.benchmarks import torch_networks
 from launch.benchmarks.measure import Case, count_flops
 from launch.benchmarks.networks import LEVEL, make_dae, to_torch
@@ -45,13 +46,13 @@ def list_sweep() -> Iterator[Case]:
             split,
             step_sizes=_STEP_SIZES,
             num_iterations=_NUM_ITERATIONS,
-            num_classes=_NUM_CLASSES,
+            spec=Spec(_NUM_CLASSES, None),  # what the peers count
             batch_size=work.sweep_batch,
         )
         peers = torch_networks.list_peers(
             functools.partial(_make_peer, variables, candidate, label, work.dtype)
         )
-        _check_counts(peers, count().refined.sum(axis=0), work.dtype)
+        _check_counts(peers, count().refined.confusion.sum(axis=0), work.dtype)
         length = f"{len(_STEP_SIZES)} step sizes, {_NUM_ITERATIONS} iterations"
         yield Case(
             "sweep",
