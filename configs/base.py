@@ -170,6 +170,8 @@ def create_objective(**changes) -> ConfigDict:
             "cross_entropy": 1.0,  # weight of its second term
             "proposal_cross_entropy": 0.0,  # of -log y_label, for end_to_end
             "num_iterations": 1,  # reconstructions that the loss looks through
+            "num_recycles": 0,  # further iterates at which the loss is taken
+            "recycle_step_size": 0.5,  # between these
         }
         | changes
     )
@@ -217,6 +219,21 @@ def create_dense_crf() -> ConfigDict:
             ),
         }
     )
+
+
+def create_dense_crf_2017() -> ConfigDict:
+    """Keys of the dense CRF of the code released in 2017: nothing is chosen but t."""
+    refiner = create_dense_crf()
+    refiner.title += ", released 2017"
+    refiner.selection.num_iterations = 80
+    refiner.selection.parameters = {
+        "spatial_width": (3.0,),
+        "spatial_weight": (3.0,),
+        "bilateral_width": (3.0,),
+        "color_width": (13.0,),
+        "bilateral_weight": (10.0,),
+    }
+    return refiner
 
 
 def create_context_module() -> ConfigDict:

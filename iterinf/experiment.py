@@ -144,6 +144,7 @@ def report(experiment: Experiment) -> None:
     num_resamples = config.evaluation.num_resamples
     rows = make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples)
     notes = compare_to_controls(plain, refiners, blocks, num_resamples)
+    notes += _list_cut_off(experiment)
     provenance = {"seed": config.seed, **describe_runs(workdir)}
     provenance |= _describe_training(experiment)
     before = plain.confusion
@@ -277,6 +278,32 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
     return described
 
 
+def _list_cut_off(experiment: Experiment) -> list[str]:
+    """A sentence per training that ended by its epochs: it may not have converged."""
+    sentences = []
+    for key, network in list_trained(experiment.config).items():
+        folder = experiment.workdir / key.replace("refiner.", "refiners/")
+        phases = [(folder, network.training)]
+        if network.fine_tuning.num_epochs:
+            phases.append((folder / "fine_tuning", network.fine_tuning))
+        for phase, training in phases:
+            values = [json.loads(line) for line in read_lines(phase / "metrics.jsonl")]
+            if len(values) < training.num_epochs:
+                continue
+            best = min(values, key=functools.partial(_rank, training.monitor))
+            sentences.append(
+                f"{network.title} was trained for all of its {len(values)} epochs "
+                f"(best {training.monitor} after {best['epoch']}): it may not have "
+                "converged."
+            )
+    return sentences
+
+
+def _rank(monitor: str, epoch: dict[str, float]) -> float:
+    """Low for good epochs."""
+    return epoch[monitor] if monitor.endswith("loss") else -epoch[monitor]
+
+
 def _describe_epochs(folder: pathlib.Path, settings: ConfigDict) -> str:
     if "training" not in settings:
         return "not trained here"
@@ -291,5 +318,5 @@ def _describe_phase(folder: pathlib.Path, training: ConfigDict) -> str:
     epochs = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
     minutes = sum(epoch["seconds"] for epoch in epochs) / 60
     ended = len(epochs) < training.num_epochs
-    until = "until patience ended" if ended else "all there were"
+    until = "until patience ended" if ended else "epoch limit reached"
     return f"{len(epochs)} epochs, {until}, {minutes:.1f} minutes"

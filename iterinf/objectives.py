@@ -114,8 +114,17 @@ def make_refiner_loss(
     cross_entropy: float = 1.0,
     proposal_cross_entropy: float = 0.0,
     num_iterations: int = 1,
+    num_recycles: int = 0,
+    recycle_step_size: float = 0.5,
 ) -> LossFunction:
-    """Eq. 5 at a corrupted labelling; see `combine` for what is trained.
+    """Makes the loss of Eq. 5 at a corrupted y; see `combine` for what is trained.
+
+    With recycling it is the mean of Eq. 5 at y_0, the corrupted y, and at the iterates
+    that the refiner itself reaches from there,
+
+      y_(i+1) = y_i + recycle_step_size * (r(y_i) - y_i),   i < num_recycles,
+
+    through which no gradient flows: training then sees what the loop of Eq. 6 visits.
 
     Args:
       segmenter: gives y and h.
@@ -130,9 +139,13 @@ def make_refiner_loss(
         the segmenter is trained with the refiner, end to end.
       num_iterations: reconstructions, one of the other, that the loss looks through:
         1 for a DAE; 5 train a CRF-RNN.
+      num_recycles: further iterates at which the loss is taken, 0 or more.
+      recycle_step_size: of these iterates, above 0 up to 1.
 
     Raises:
       UserError: unknown start.
+
+    Source: paper, Eq. 5 and Figure 1; recycling as in Jumper et al. 2021 (AlphaFold).
     """
     if start not in ("y", "y_true"):
         raise UserError(f"unknown start {start!r} of a DAE; known: 'y', 'y_true'")
@@ -148,20 +161,28 @@ def make_refiner_loss(
             truth = encode_labels(batch.label, candidate.y.shape[-1])
             candidate = candidate._replace(y=truth)
         noisy = corrupt(noise_key, candidate.y, sigma=sigma, constraint=constraint)
-        logits = _compute_logits(
-            refiner,
+        condition = refiner.apply(
             networks["refiner"],
             candidate._replace(y=noisy),
-            num_iterations,
             train=True,
             rngs={"dropout": dropout_key},
+            method=refiner.condition,
         )
-        loss = compute_reconstruction_loss(
-            logits,
-            batch.label,
-            squared_error=squared_error,
-            cross_entropy=cross_entropy,
-        )
+        losses, y = [], noisy
+        for _ in range(num_recycles + 1):
+            logits = _compute_logits(
+                refiner, networks["refiner"], y, condition, num_iterations
+            )
+            part = compute_reconstruction_loss(
+                logits,
+                batch.label,
+                squared_error=squared_error,
+                cross_entropy=cross_entropy,
+            )
+            losses.append(part.total / (num_recycles + 1))
+            step = recycle_step_size * (nn.softmax(logits) - y)
+            y = jax.lax.stop_gradient(y + step)
+        loss = LossSum(sum(losses[1:], losses[0]), part.num_pixels)
         if not proposal_cross_entropy:
             return loss
         other = compute_cross_entropy(segmenter_logits, batch.label)
@@ -181,7 +202,11 @@ def make_reconstruction(
     def predict(params, frozen, batch):
         networks = combine(params, frozen)
         candidate = propose(segmenter, networks["segmenter"], batch)
-        return _compute_logits(refiner, networks["refiner"], candidate, num_iterations)
+        variables = networks["refiner"]
+        condition = refiner.apply(variables, candidate, method=refiner.condition)
+        return _compute_logits(
+            refiner, variables, candidate.y, condition, num_iterations
+        )
 
     return predict
 
@@ -189,14 +214,12 @@ def make_reconstruction(
 def _compute_logits(
     refiner: nn.Module,
     variables: Variables,
-    candidate: Candidate,
+    y: Float[Array, "b h w k"],
+    condition: Any,
     num_iterations: int,
-    **options: Any,
 ) -> Float[Array, "b h w k"]:
-    """Logits of r applied several times to y; options are those of `condition`."""
-    condition = refiner.apply(variables, candidate, method=refiner.condition, **options)
+    """Logits of r applied several times to y."""
     apply = functools.partial(refiner.apply, variables)
-    y = candidate.y
     if num_iterations > 1:  # in a loop XLA's convolutions on a CPU are far slower
         y = jax.lax.fori_loop(
             0,

@@ -77,9 +77,13 @@ def test_leaves_its_results(workdir):
     assert document["notes"][1].startswith("FCN8 + DAE(y) ")
     provenance = document["provenance"]
     assert (provenance["command"], provenance["seed"]) == ("the command", 0)
-    assert provenance["FCN8"].startswith("2 epochs, all there were, ")
+    assert provenance["FCN8"].startswith("2 epochs, epoch limit reached, ")
     assert "on training crops, " in provenance["FCN8"]
-    assert provenance["DAE(y)"].startswith("2 epochs, all there were, ")
+    assert provenance["DAE(y)"].startswith("2 epochs, epoch limit reached, ")
+    cut_off = [note for note in document["notes"] if "may not have converged" in note]
+    titles = ("FCN8", "DAE(y_true)", "DAE(y)")
+    assert [note.split(" was trained")[0] for note in cut_off] == list(titles)
+    assert "all of its 2 epochs (best validation/loss after" in cut_off[-1]
     assert (workdir / "results" / "table.md").read_text().startswith("| model | sky ")
     figures = {path.name for path in (workdir / "results" / "figures").iterdir()}
     assert figures == {

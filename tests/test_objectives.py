@@ -210,6 +210,40 @@ def test_an_unknown_start_is_answered_with_the_known_ones():
         make_refiner_loss(Segmenter(), Echo(), start="truth", sigma=0.1)
 
 
+def test_recycling_takes_the_loss_at_its_own_iterates(batch, variables):
+    """Its value and gradient are the mean of those at y_0, y_1 and y_2, held fixed."""
+    frozen = {"segmenter": variables}
+    compute_loss = make_refiner_loss(
+        Segmenter(),
+        Echo(),
+        start="y",
+        sigma=0.0,
+        num_recycles=2,
+        recycle_step_size=0.3,
+    )
+    y = nn.softmax(apply_segmenter(variables, batch.image))
+    iterates = [y]
+    for _ in range(2):
+        r = nn.softmax(2.0 * (iterates[-1] + 2 * batch.image))
+        iterates.append(iterates[-1] + 0.3 * (r - iterates[-1]))
+
+    def compute_by_hand(scale):
+        losses = [
+            compute_reconstruction_loss(scale * (y + 2 * batch.image), batch.label)
+            for y in iterates
+        ]
+        return sum(loss.mean for loss in losses) / 3
+
+    def compute(scale):
+        params = {"refiner": {"scale": scale}}
+        return compute_loss(params, frozen, batch, KEY).mean
+
+    found, expected = (
+        jax.value_and_grad(f)(jnp.float32(2)) for f in (compute, compute_by_hand)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_a_reconstruction_reads_the_proposal_without_noise(batch, variables):
     predict = make_reconstruction(Segmenter(), Echo())
     params = {"refiner": {"scale": jnp.asarray(2.0)}}

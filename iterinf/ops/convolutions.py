@@ -1,4 +1,4 @@
-"""Convolution whose weight gradient is fast on CPUs."""
+"""Convolutions: a weight gradient that is fast on CPUs, biases in float32."""
 
 import functools
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.ops.patches import gather_patches
@@ -14,6 +15,33 @@ _BYTES = 2_000_000  # of the patches of a block of rows: what caches hold
 _MOST_CHANNELS = 16  # of the narrower side; above, XLA's own gradient is level
 
 Padding = Sequence[tuple[int, int]]
+
+
+def cast_all_but_bias(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "i j c d"],
+    bias: Float[Array, " d"] | None,
+    *,
+    dtype: DTypeLike,
+) -> tuple[Array, Array, Array | None]:
+    """Casts the two factors of a convolution and leaves its bias as it is, float32.
+
+    For the attribute `promote_dtype` of `flax.linen.Conv` and `ConvTranspose`. The
+    gradient of a bias is a sum over all pixels, in the dtype in which the bias is
+    added; XLA on a CPU accumulates it in that dtype, and in bfloat16 12288 ones sum to
+    1536. With a float32 bias the sum is float32, and so is the output of the
+    convolution: cast it to `dtype`.
+
+    Args:
+      x: input.
+      kernel: of any size.
+      bias: None: there is none.
+      dtype: of the products.
+
+    Returns:
+      x and the kernel in `dtype`, and the bias.
+    """
+    return x.astype(dtype), kernel.astype(dtype), bias
 
 
 def convolve(

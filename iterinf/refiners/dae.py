@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
+from iterinf.ops.convolutions import cast_all_but_bias
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.ops.ties import max_pool_with_ties, max_unpool_ties
 from iterinf.refiners.refiner import Refiner
@@ -91,10 +92,11 @@ class DAE(Refiner):
 
     def setup(self):
         """Creates the convolutions; level l joins h with the input of level l + 1."""
+        dtypes: dict = {"dtype": self.dtype, "promote_dtype": cast_all_but_bias}
 
         def convolution(channels, **options):
             options = {"kernel_init": nn.initializers.he_uniform()} | options
-            return nn.Conv(channels, (3, 3), dtype=self.dtype, **options)
+            return nn.Conv(channels, (3, 3), **dtypes, **options)
 
         self.down = [convolution(width) for width in self.widths]
         self.join = {
@@ -109,7 +111,7 @@ class DAE(Refiner):
         ]
         if self.decoder == "transposed":
             self.expand = [
-                nn.ConvTranspose(width, (2, 2), (2, 2), dtype=self.dtype)
+                nn.ConvTranspose(width, (2, 2), (2, 2), **dtypes)
                 for width in self.widths[::-1]
             ]
         self.drop = nn.Dropout(self.feature_dropout)
@@ -157,8 +159,8 @@ class DAE(Refiner):
             if self.decoder == "unpool":
                 x = unpool(x, switches[level], sizes[level])
             else:
-                x = _pad_to(self.expand[i](x), sizes[level])
-            x = convolution(x)
+                x = _pad_to(self.expand[i](x).astype(self.dtype), sizes[level])
+            x = convolution(x).astype(self.dtype)
             if level and self.skip_connections:
                 x = x + pooled[level - 1]
             if level and self.relu_decoder:
@@ -177,7 +179,7 @@ class DAE(Refiner):
         x = _pad(y.astype(self.dtype), self.feature_offset)
         pooled, switches, sizes = [], [], []
         for level, convolution in enumerate(self.down[: last + 1]):
-            x = convolution(x)
+            x = convolution(x).astype(self.dtype)
             for name, contribution in condition.contributions.items():
                 if _FEATURE_LEVELS[name] == level:
                     x = x + contribution

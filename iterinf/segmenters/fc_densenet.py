@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
-from iterinf.ops.convolutions import convolve
+from iterinf.ops.convolutions import cast_all_but_bias, convolve
 from iterinf.ops.switches import max_pool_with_switches
 from iterinf.ops.upsampling import convolve_transposed
 
@@ -20,15 +20,17 @@ Features = dict[str, Float[Array, "b _ _ _"]]
 Map = Float[Array, "b h w _"]
 
 
-def _convolve(channels: int, size: int, dtype: DTypeLike, name: str) -> nn.Conv:
-    return nn.Conv(
+def _convolve(x: Map, channels: int, size: int, dtype: DTypeLike, name: str) -> Map:
+    convolution = nn.Conv(
         channels,
         (size, size),
         kernel_init=nn.initializers.he_uniform(),
         dtype=dtype,
+        promote_dtype=cast_all_but_bias,
         conv_general_dilated=convolve,
         name=name,
     )
+    return convolution(x).astype(dtype)
 
 
 class _Upsampling(nn.Module):
@@ -44,7 +46,18 @@ class _Upsampling(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         kernel = jnp.pad(kernel.astype(self.dtype), ((0, 1), (0, 1), (0, 0), (0, 0)))
         x = convolve_transposed(x, kernel, 2)[:, :-1, :-1]
-        return x + bias.astype(self.dtype)[None, None, None]
+        return (x + bias[None, None, None]).astype(self.dtype)  # added in float32
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _scale_and_shift(
+    x: Map, scale: Float[Array, " _"], bias: Float[Array, " _"]
+) -> Map:
+    """Computes x * scale + bias in float32, hence also the gradients' sums over pixels.
+
+    `jax.checkpoint` keeps x for the backward pass, and not a copy of it in float32.
+    """
+    return (x * scale[None, None, None] + bias[None, None, None]).astype(x.dtype)
 
 
 class _Layer(nn.Module):
@@ -64,9 +77,8 @@ class _Layer(nn.Module):
         x = jnp.concatenate(maps, axis=-1)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        scale, bias = (a.astype(self.dtype)[None, None, None] for a in (scale, bias))
-        x = nn.relu(x * scale + bias)
-        x = _convolve(self.channels, self.size, self.dtype, "conv")(x)
+        x = nn.relu(_scale_and_shift(x, scale, bias))
+        x = _convolve(x, self.channels, self.size, self.dtype, "conv")
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
@@ -136,9 +148,8 @@ class FCDenseNet(nn.Module):
         features: Features = {"input": images}
         add = functools.partial(self._add_layers, train=train)
         normalise = functools.partial(self._normalise, train=train)
-        x = _convolve(self.first_channels, 3, self.dtype, "first")(
-            images.astype(self.dtype)
-        )
+        x = images.astype(self.dtype)
+        x = _convolve(x, self.first_channels, 3, self.dtype, "first")
         raw, normal = [x], [normalise(x, "first")]
         skips = []
         for level, num_layers in enumerate(self.blocks, start=1):
@@ -158,9 +169,8 @@ class FCDenseNet(nn.Module):
             x = x[:, : raw[0].shape[1], : raw[0].shape[2]]
             raw, normal = [x, *raw], [normalise(x, f"up{level}"), *normal]
             new = add(raw, normal, self.blocks[level - 1], f"up{level}")
-        logits = _convolve(self.num_classes, 1, self.dtype, "score")(
-            jnp.concatenate(raw, axis=-1)
-        )
+        x = jnp.concatenate(raw, axis=-1)
+        logits = _convolve(x, self.num_classes, 1, self.dtype, "score")
         return logits.astype(jnp.float32), features
 
     def _create_layer(self, channels: int, size: int, name: str) -> nn.Module:

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iterinf.errors import UserError
+from iterinf.ops.convolutions import cast_all_but_bias
 from iterinf.ops.patches import convolve_patches
 from iterinf.ops.switches import max_pool_with_switches
 from iterinf.ops.upsampling import convolve_transposed
@@ -56,8 +57,9 @@ class _Upsampling(nn.Module):
         classes, size = x.shape[-1], 2 * self.stride
         shape = (size, size, classes, classes)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (classes,)).astype(self.dtype)
-        return convolve_transposed(x, kernel, self.stride) + bias[None, None, None]
+        bias = self.param("bias", nn.initializers.zeros, (classes,))
+        x = convolve_transposed(x, kernel, self.stride)
+        return (x + bias[None, None, None]).astype(self.dtype)  # added in float32
 
 
 class FCN8(nn.Module):
@@ -155,10 +157,11 @@ class FCN8(nn.Module):
             padding=padding,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
+            promote_dtype=cast_all_but_bias,
             name=name,
             **options,
         )
-        return lambda x: nn.relu(convolution(x))
+        return lambda x: nn.relu(convolution(x).astype(self.dtype))
 
     def _fuse_scores(self, x, features, shape):
         """Upsamples by 2, 2 and 8, adding the scores of pool4 and pool3 on the way.
@@ -170,7 +173,14 @@ class FCN8(nn.Module):
         offsets = (5, 9, 31) if self.padding == "published" else (1, 1, 4)
 
         def score(x, name):
-            scores = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name=name)(x)
+            convolution = nn.Conv(
+                self.num_classes,
+                (1, 1),
+                dtype=self.dtype,
+                promote_dtype=cast_all_but_bias,
+                name=name,
+            )
+            scores = convolution(x).astype(self.dtype)
             return nn.relu(scores) if self.relu_scores else scores
 
         def upsample(x, stride, name):

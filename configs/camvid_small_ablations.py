@@ -1,0 +1,73 @@
+"""What each part of DAE(y) is worth, on half-size CamVid frames: one table.
+
+The six ablations of the paper's text and the refiners of the code released in 2017, all
+on the segmenter of configs/camvid_small.py, each with its compute. Copy the folder
+segmenter/ of that config's finished workdir here first to save its training, or run
+launch.evidence, which does so.
+
+python -m iterinf.main --config=configs/camvid_small_ablations.py \
+  --workdir=runs/camvid_small_ablations --config.dataset.options.path=PATH_OF_CAMVID
+"""
+
+from configs import base, camvid_small
+
+# Name of the refiner -> what is added to its title, and the keys that differ.
+_CHANGES = {
+    "dae_y_pool4": (  # the paper's: h = pool4 alone
+        ", h = pool4",
+        {"model.features": ("pool4",)},
+    ),
+    "dae_y_image": (", h = image", {"model.features": ("input",)}),  # section 2.2
+    "dae_y_plain": (  # starts at random, ReLU decoder, no skip connections: section 4.3
+        ", published layers",
+        {
+            "model.relu_decoder": True,
+            "model.skip_connections": False,
+            "model.start_as_identity": False,
+        },
+    ),
+    "dae_y_transposed": (", transposed", {"model.decoder": "transposed"}),  # 4.3
+    "dae_y_squared_error": (", squared error", {"objective.cross_entropy": 0.0}),
+    "dae_y_cross_entropy": (", cross-entropy", {"objective.squared_error": 0.0}),
+    "dae_y_end_to_end": (  # section 4.5
+        ", end to end",
+        {
+            "end_to_end": True,
+            "objective.proposal_cross_entropy": 1.0,
+            "training.optimizer.learning_rate": 1e-4,
+        },
+    ),
+    "dae_y_2017": (
+        ", released 2017",
+        {
+            "model.features": ("pool4",),
+            "model.start_as_identity": False,
+            "model.switches": "tied",
+            "model.switch_noise": 0.5,
+            "objective.sigma": 0.5,
+            "objective.squared_error": 1 / 11,
+            "training.optimizer.weight_decay": 0.0,
+            "selection.stop": 1e-3,
+            "selection.count_stopped": False,
+        },
+    ),
+}
+
+
+def get_config():
+    """Adds refiners; DAE(y) itself comes last."""
+    config = camvid_small.get_config()
+    for name, (suffix, changes) in _CHANGES.items():
+        refiner = config.refiner.dae_y.copy_and_resolve_references()
+        refiner.title += suffix
+        refiner.update_from_flattened_dict(changes)
+        config.refiner[name] = refiner
+    released = config.refiner.context_module.copy_and_resolve_references()
+    released.title += ", released 2017"
+    released.model.update(
+        inputs="probabilities", use_image=True, first_init="glorot", padding="once"
+    )
+    config.refiner.context_module_2017 = released
+    config.refiner.dense_crf_2017 = base.create_dense_crf_2017()
+    config.refiners = ("dense_crf_2017", "context_module_2017", *_CHANGES, "dae_y")
+    return config
