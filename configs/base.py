@@ -302,6 +302,13 @@ def list_daes(config: ConfigDict) -> list[ConfigDict]:
     return [refiner for refiner in config.refiner.values() if refiner.name == "dae"]
 
 
+def limit_iterations(config: ConfigDict, num_iterations: int) -> None:
+    """Changes how many iterations validation chooses from, of DAEs that iterate."""
+    for refiner in list_daes(config):
+        if refiner.model.reads_y:
+            refiner.selection.num_iterations = num_iterations
+
+
 def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
     """Keys of a conditional denoising autoencoder."""
     return ConfigDict(
@@ -311,6 +318,7 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
             "model": {
                 "widths": (64, 128, 256, 512, 1024, 2048),
                 "features": ("pool4",),  # h: any of input, pool1..pool5
+                "reads_y": True,  # False: y is uniform, a control
                 "decoder": "unpool",  # by switches, or "transposed"
                 "relu_decoder": True,
                 "skip_connections": False,
@@ -330,6 +338,14 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
             ),
         }
     )
+
+
+def create_dae_without_y() -> ConfigDict:
+    """Keys of the control of DAE(y) that sees h alone; one pass is all it can do."""
+    refiner = create_dae("DAE without y", start="y", sigma=0.0)
+    refiner.model.reads_y = False
+    refiner.selection = create_selection()
+    return refiner
 
 
 def get_config() -> ConfigDict:
@@ -370,7 +386,14 @@ def get_config() -> ConfigDict:
     config.segmenter = create_fcn8()
 
     # Rows of the table, in this order.
-    config.refiners = ("dense_crf", "context_module", "crf_rnn", "dae_ytrue", "dae_y")
+    config.refiners = (
+        "dense_crf",
+        "context_module",
+        "crf_rnn",
+        "dae_ytrue",
+        "dae_no_y",
+        "dae_y",
+    )
     config.refiner = ConfigDict(
         {
             "dense_crf": create_dense_crf(),
@@ -378,6 +401,7 @@ def get_config() -> ConfigDict:
             "crf_rnn": create_crf_rnn(),
             "dae_y": create_dae("DAE(y)", start="y", sigma=0.1),
             "dae_ytrue": create_dae("DAE(y_true)", start="y_true", sigma=0.5),
+            "dae_no_y": create_dae_without_y(),
         }
     )
 

@@ -29,8 +29,7 @@ def get_config():
     for refiner in (*base.list_daes(config), config.refiner.context_module):
         refiner.training.update(num_epochs=100, patience=40)
         refiner.training.optimizer.decay_per_epoch = 0.97
-    for refiner in base.list_daes(config):
-        refiner.selection.num_iterations = 30
+    base.limit_iterations(config, 30)
     config.refiner.crf_rnn.training.update(num_epochs=10, patience=5)
     config.refiner.dense_crf.selection.parameters.update(
         color_width=(13.0,), bilateral_weight=(3.0, 10.0)

@@ -27,6 +27,7 @@ def get_config():
     )
     segmenter.training.update(crop_size=(112, 112), num_epochs=150, patience=15)
     segmenter.training.optimizer.update(learning_rate=1e-3, decay_per_epoch=0.97)
+    base.limit_iterations(config, 30)
     for refiner in base.list_daes(config):
         refiner.model.update(
             widths=(16, 32, 64, 128, 256),
@@ -42,7 +43,6 @@ def get_config():
             monitor="validation/mean_iou",
             ema_decay=0.99,
         )
-        refiner.selection.num_iterations = 30
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,

@@ -27,6 +27,7 @@ def get_config():
         crop_size=(64, 64), num_epochs=100, patience=5, ema_decay=0.97
     )
     segmenter.training.optimizer.update(learning_rate=2e-3, decay_per_epoch=0.93)
+    base.limit_iterations(config, 20)
     for refiner in base.list_daes(config):
         refiner.model.update(
             widths=(16, 32, 64, 96, 128),
@@ -36,7 +37,6 @@ def get_config():
             start_as_identity=True,
         )
         refiner.training.update(crop_size=(64, 64), num_epochs=26, patience=6)
-        refiner.selection.num_iterations = 20
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
@@ -44,7 +44,7 @@ def get_config():
             "weight_decay": 1e-4,
             "options": {},
         }
-    config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_y")
+    config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_no_y", "dae_y")
     config.refiner.context_module.training.update(
         crop_size=(64, 64), num_epochs=12, patience=4
     )

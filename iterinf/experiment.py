@@ -214,6 +214,7 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
         parameters=selection.parameters,
         damped_step_size=damped and damped["step_size"],
         end_to_end="end_to_end" in settings and settings.end_to_end,
+        is_control="reads_y" in settings.model and not settings.model.reads_y,
         folder=folder,
     )
 

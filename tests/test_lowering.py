@@ -12,6 +12,7 @@ from iterinf.objectives import make_refiner_loss, propose
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.selection import _count_batches
+from iterinf.tally import Spec
 from iterinf.training import create_optimizer, create_train_state, make_train_step
 from iterinf.types import Batch
 
@@ -61,7 +62,8 @@ def test_sweeps_lower(name):
     segmenter, refiner, networks, batch = create_networks(name)
     batches = jax.tree.map(lambda x: x[None], batch)
     images = (batches.image * 255).astype(np.uint8)
+    spec = Spec(11, 0.05, details=True)
     count = jax.jit(
-        functools.partial(_count_batches, segmenter, refiner, 3, 11, 0.0, True, False)
+        functools.partial(_count_batches, segmenter, refiner, 3, spec, 0.0, True, False)
     )
     check_lowers(count, networks, jnp.ones(2), batches._replace(image=images))

@@ -50,7 +50,9 @@ def make_refiner(folder, rng, name, counts):
     write_arrays(folder / "test.npz", **arrays)
     title = f"net + {name}"
     damped = None if name == "crf" else 0.5
-    return RefinerResult(name, title, 1.0, STEP_SIZES, 2, {}, damped, False, folder)
+    return RefinerResult(
+        name, title, 1.0, STEP_SIZES, 2, {}, damped, False, False, folder
+    )
 
 
 def make_page(folder, num_classes=3, num_pictures=2):

@@ -360,3 +360,18 @@ def test_a_feature_that_the_segmenter_lacks_is_answered_with_those_it_gives(rng)
     del candidate.features["pool2"]
     with pytest.raises(UserError, match=r"'pool2'.*gives: input, pool1, pool4"):
         jax.eval_shape(create_small().init, jax.random.key(0), candidate)
+
+
+def test_a_dae_without_y_is_a_function_of_h(rng):
+    """Whatever y is, r is that of the uniform distribution."""
+    options = {"widths": (4, 6), "features": ("pool1",)}
+    refiner = iterinf.create_refiner("dae", num_classes=3, reads_y=False, **options)
+    reading = iterinf.create_refiner("dae", num_classes=3, **options)
+    y = jnp.asarray(rng.dirichlet(np.ones(3), (2, 12, 16)), jnp.float32)
+    features = {"pool1": jnp.asarray(rng.normal(size=(2, 6, 8, 5)), jnp.float32)}
+    candidate = iterinf.Candidate(y, features, jnp.zeros((2, 12, 16, 3)))
+    variables = jax.jit(refiner.init)(jax.random.key(0), candidate)
+    found = refiner.apply(variables, candidate)
+    uniform = candidate._replace(y=jnp.full_like(y, 1 / 3))
+    np.testing.assert_array_equal(found, reading.apply(variables, uniform))
+    assert np.abs(found - reading.apply(variables, candidate)).max() > 1e-3

@@ -44,6 +44,7 @@ def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **cou
         parameters={},
         damped_step_size=damped,
         end_to_end=end_to_end,
+        is_control=False,
         folder=folder / name,
     )
 

@@ -44,6 +44,8 @@ class DAE(Refiner):
       features: names of h's layers: input, pool1..pool5, below level L; may be empty.
       feature_offset: number of pixels by which the grid of h begins before the image;
         y is padded by that on all sides, and cropped back.
+      reads_y: False replaces y by the uniform distribution, in training and at test:
+        the control that says what h alone, without the prediction y, is worth.
       decoder: "unpool" (by switches) or "transposed" (2x2 transposed convolutions of
         stride 2 in place of unpooling: the ablation of section 4.3).
       relu_decoder: ReLU in the upsampling path; False as released in 2017.
@@ -64,6 +66,7 @@ class DAE(Refiner):
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     features: tuple[str, ...] = ("pool4",)
+    reads_y: bool = True
     decoder: str = "unpool"
     relu_decoder: bool = True
     skip_connections: bool = False
@@ -144,6 +147,8 @@ class DAE(Refiner):
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
         """Computes the logits of r(y, h), Eq. 4; see `Refiner.compute_logits`."""
+        if not self.reads_y:
+            y = jnp.full_like(y, 1 / self.num_classes)
         height, width = y.shape[1:3]
         offset = self.feature_offset
         last = len(self.widths) - 1

@@ -45,6 +45,9 @@ _CONTROLS = {
 }
 
 
+_LISTED = {"mean IoU": MEAN_IOU} | {TITLES[k]: m for k, m in MEASURES.items()}
+
+
 class RefinerResult(NamedTuple):
     """What the stages left of one refiner."""
 
@@ -56,6 +59,7 @@ class RefinerResult(NamedTuple):
     parameters: dict[str, float]  # chosen on validation, by name
     damped_step_size: float | None  # None: there are no controls
     end_to_end: bool  # whether it has a segmenter of its own
+    is_control: bool  # whether it is there for others to be compared with
     folder: pathlib.Path  # holds curve.npz, test.npz
 
 
@@ -86,7 +90,7 @@ def make_rows(
                     blocks,
                     step_size=step_size,
                     num_iterations=num_iterations,
-                    is_control=key != "refined",
+                    is_control=refiner.is_control or key != "refined",
                     num_resamples=num_resamples,
                 )
             )
@@ -124,6 +128,11 @@ def compare_to_controls(
         controls = {
             description: unpack(test, key) for key, description in _CONTROLS.items()
         }
+        others = {
+            other.title: unpack(read_arrays(other.folder / "test.npz"), "refined")
+            for other in refiners
+            if other.is_control
+        }
         gains = {
             description: compare(MEAN_IOU, control)
             for description, control in controls.items()
@@ -135,10 +144,10 @@ def compare_to_controls(
             for description, gain in gains.items()
         )
         sentences.append(f"{refiner.title} by iterating {verdict}: {listed}.")
-        for description, control in controls.items():
+        for description, control in (controls | others).items():
             differences = ", ".join(
-                f"{TITLES[name]} {_format_interval(compare(measure, control))}"
-                for name, measure in MEASURES.items()
+                f"{title} {_format_interval(compare(measure, control))}"
+                for title, measure in _LISTED.items()
             )
             sentences.append(f"{refiner.title} over {description}: {differences}.")
     return sentences
