@@ -29,7 +29,8 @@ from iterinf.report.page import write_page
 from iterinf.report.results import (
     RefinerResult,
     choose_pictures,
-    compare_to_controls,
+    describe_differences,
+    list_differences,
     make_rows,
     write_results,
 )
@@ -143,8 +144,8 @@ def report(experiment: Experiment) -> None:
     blocks = experiment.dataset.test.blocks
     num_resamples = config.evaluation.num_resamples
     rows = make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples)
-    notes = compare_to_controls(plain, refiners, blocks, num_resamples)
-    notes += _list_cut_off(experiment)
+    differences = list_differences(plain, refiners, blocks, num_resamples)
+    notes = [*describe_differences(differences), *_list_cut_off(experiment)]
     provenance = {"seed": config.seed, **describe_runs(workdir)}
     provenance |= _describe_training(experiment)
     before = plain.confusion
@@ -164,6 +165,7 @@ def report(experiment: Experiment) -> None:
         rows,
         refiners,
         [pictures[i] for i in in_figure],
+        differences,
         notes,
         provenance,
     )

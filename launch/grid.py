@@ -30,7 +30,7 @@ import shlex
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -80,19 +80,23 @@ class Run(NamedTuple):
         ]
 
 
-def expand_grid(path: pathlib.Path) -> list[Run]:
+def expand_grid(path: pathlib.Path, *, optional: bool = False) -> list[Run]:
     """The runs of a config's grid, in its order.
+
+    Args:
+      path: of the config file.
+      optional: whether a config without a grid is a grid of one unchanged run.
 
     Raises:
       UserError: if the file holds no config or no grid; a key or a value that cannot
         be; two runs that are the same.
     """
     names = read_config_file(path)
-    if "grid" not in names:
+    if "grid" not in names and not optional:
         raise UserError(f"{path} defines no grid(add)")
     settings: list[dict[str, Any]] = []
     try:
-        names["grid"](lambda **setting: settings.append(setting))
+        names.get("grid", _add_one)(lambda **setting: settings.append(setting))
         runs = [_make_run(names["get_config"]().lock(), s) for s in settings]
     except UserError as error:
         raise UserError(f"the grid of {path}: {error}") from error
@@ -106,6 +110,10 @@ def expand_grid(path: pathlib.Path) -> list[Run]:
         if found.count(name) > 1:
             raise UserError(f"the grid of {path} has two runs {name}")
     return runs
+
+
+def _add_one(add: Callable[..., None]) -> None:
+    add()
 
 
 def _make_run(config: Any, setting: dict[str, Any]) -> Run:

@@ -18,7 +18,7 @@ from iterinf.errors import UserError
 from launch import grid as launch_grid
 from launch import runs as launch_runs
 from launch.grid import SLURM, Run, _launch, expand_grid, make_command, run_grid
-from launch.grid_table import summarise, write_grid_table
+from launch.grid_table import summarise, summarise_differences, write_grid_table
 from launch.runs import UNFINISHED
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -237,7 +237,8 @@ def test_the_spread_is_over_seeds_at_each_other_setting():
         *((0.1, "FCN8"), (0.1, "DAE"), (0.1, "CRF")),
         *((0.2, "FCN8"), (0.2, "DAE"), (None, "FCN8")),
     ]
-    assert rows[0.1, "FCN8"] == {
+    known = {k: v for k, v in rows[0.1, "FCN8"].items() if v is not None}
+    assert known == {
         **{SIGMA: 0.1, "model": "FCN8", "num_runs": 3},
         **{"mean_iou_on_validation": 41.5, "mean_iou": 42.0, "mean_iou_std": 2.0},
         **{"mean_iou_min": 40.0, "mean_iou_max": 44.0},
@@ -249,6 +250,34 @@ def test_the_spread_is_over_seeds_at_each_other_setting():
     assert rows[0.1, "CRF"]["gain_std"] is None
     assert rows[0.2, "DAE"]["mean_iou"] == 45.0
     assert rows[0.2, "DAE"]["mean_iou_on_validation"] is None
+
+
+def test_measures_and_differences_are_gathered_over_seeds():
+    """Mean and spread; and in how many runs an interval leaves out zero."""
+    tables = []
+    for seed, (gain, half) in enumerate([(1.0, 0.5), (3.0, 4.0), (-1.0, 0.2)]):
+        table = make_table(40.0, gain, "DAE", mean_iou_on_validation=40.0)
+        for row in table["rows"]:
+            row |= {"boundary_f1": 50.0 + gain, "nll": 0.5, "ece": 3.0}
+            row["fragmentation"] = None if seed == 2 else 1.5
+        interval = [gain, gain - half, gain + half]
+        nothing = [None, None, None]
+        table["differences"] = [
+            {"model": "DAE", "over": "one", "mean IoU": interval, "NLL": nothing}
+        ]
+        tables.append(({"seed": seed}, table))
+    _, row = summarise(tables)
+    assert row["boundary_f1"] == pytest.approx(51.0)
+    assert row["boundary_f1_std"] == pytest.approx(2.0)
+    assert row["fragmentation"] is None  # not known of all runs
+    assert summarise_differences(tables) == [
+        {
+            **{"model": "DAE", "over": "one", "measure": "mean IoU", "num_runs": 3},
+            **{"difference": 1.0, "difference_std": 2.0},
+            **{"difference_min": -1.0, "difference_max": 3.0},
+            **{"num_above": 1, "num_below": 1},
+        }
+    ]
 
 
 def test_the_table_is_written_of_what_is_finished(tmp_path, capsys):

@@ -10,7 +10,8 @@ from iterinf.report import results
 from iterinf.report.results import (
     RefinerResult,
     choose_pictures,
-    compare_to_controls,
+    describe_differences,
+    list_differences,
     make_rows,
     write_results,
 )
@@ -47,6 +48,11 @@ def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **cou
         is_control=False,
         folder=folder / name,
     )
+
+
+def describe(*args):
+    """The sentences about the refiners."""
+    return describe_differences(list_differences(*args))
 
 
 @pytest.fixture
@@ -110,7 +116,7 @@ def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
         refiner = make_result(tmp_path, "CRF", damped=None, refined=refined)
         rows = make_rows("FCN8", make_tally(plain), [refiner], range(5), 20)
         assert [row.model for row in rows] == ["FCN8", "FCN8 + CRF"]
-        (sentence,) = compare_to_controls(make_tally(plain), [refiner], range(5), 20)
+        (sentence,) = describe(make_tally(plain), [refiner], range(5), 20)
         assert sentence.startswith(f"FCN8 + CRF {verdict} the segmenter alone: ")
 
 
@@ -147,7 +153,7 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
         damped_step=refined - damped * change,
     )
     plain = refined - 5 * change
-    sentences = compare_to_controls(make_tally(plain), [refiner], range(5), 20)
+    sentences = describe(make_tally(plain), [refiner], range(5), 20)
     sentence, *others = sentences
     assert sentence.startswith(f"FCN8 + A by iterating {verdict}")
     assert len(others) == 2
@@ -170,7 +176,7 @@ def test_standing_still_beats_no_control(tmp_path):
         one_reconstruction=worse,
         damped_step=worse,
     )
-    assert compare_to_controls(make_tally(refined), [refiner], range(5), 20) == [
+    assert describe(make_tally(refined), [refiner], range(5), 20) == [
         "FCN8 + A does not clearly gain on the segmenter alone: 0.00 [0.00, 0.00] "
         "points of mean IoU."
     ]
@@ -231,7 +237,7 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         packed = [pack_maps(maps, segmented), pack_maps(maps[::-1], segmented)]
         refined = dict.fromkeys(("CRF", "once", "B", "A"), packed)
         pictures.append(Picture(dataset.test[index], segmented, refined))
-    write_results(tmp_path, dataset, rows, refiners, pictures, [], {})
+    write_results(tmp_path, dataset, rows, refiners, pictures, [], [], {})
     figures = [f"figure4_{name}.png" for name in ("CRF", "B", "A")]
     assert drawn == [*figures, "figure3.png"]  # one iteration is no curve
     ((images, labels, predictions, *_),) = painted
@@ -251,3 +257,23 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     np.testing.assert_allclose(other[0], [0.3, 0.5, 0.6])
     np.testing.assert_allclose(other[1], [rows[0].mean_iou / 100, 0.2, 0.4])
     assert curves[0][1]["others"] == {}
+
+
+def test_a_control_without_y_is_marked_and_compared_with(tmp_path):
+    refined = np.array([[[36, 4], [4, 36]]] * 5)
+    change = np.array([[1, -1], [0, 0]])
+    counts = {key: refined for key in KEYS}
+    control = make_result(tmp_path, "B", damped=None, refined=refined - 3 * change)
+    refiners = [control._replace(is_control=True), make_result(tmp_path, "A", **counts)]
+    plain = make_tally(refined - 5 * change)
+    rows = make_rows("FCN8", plain, refiners, range(5), 20)
+    marked = [row.model for row in rows if row.is_control]
+    assert marked[0] == "FCN8 + B"
+    assert "FCN8 + A" not in marked
+    differences = list_differences(plain, refiners, range(5), 20)
+    found = {(d.model, d.over): d.intervals["mean IoU"] for d in differences}
+    expected = 100 * (36 / 44 - np.mean([33 / 44, 36 / 47]))
+    np.testing.assert_allclose(found["FCN8 + A", "FCN8 + B"], [expected] * 3)
+    assert ("FCN8 + B", "FCN8 + B") not in found
+    last = describe_differences(differences)[-1]
+    assert last.startswith(f"FCN8 + A over FCN8 + B: mean IoU {expected:+.2f} [")

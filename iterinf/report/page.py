@@ -6,7 +6,6 @@ What it shows is one JSON object; page.js, charts.js and viewer.js draw it.
 import base64
 import html
 import json
-import math
 import pathlib
 import string
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from iterinf.report.results import (
     read_boundary_curves,
     read_curves,
 )
-from iterinf.report.table import TITLES, format_measure
+from iterinf.report.table import TITLES, drop_nan, format_measure
 from iterinf.report.trajectories import Picture, pack_maps
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -85,17 +84,8 @@ def write_page(
 
 def _encode(document: Mapping[str, Any]) -> str:
     """JSON for a script element, which the first "</script>" would end."""
-    text = json.dumps(_drop_nan(document), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(drop_nan(document), allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c")
-
-
-def _drop_nan(tree: Any) -> Any:
-    """None for nan, which JSON does not know."""
-    if isinstance(tree, Mapping):
-        return {str(key): _drop_nan(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_drop_nan(value) for value in tree]
-    return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
 def _describe_row(row: Row) -> dict[str, Any]:

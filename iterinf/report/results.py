@@ -39,13 +39,22 @@ _SUFFIXES = {
     "damped_step": ", one damped step",
     "refined": "",
 }
-_CONTROLS = {
+SEGMENTER = "the segmenter alone"
+CONTROLS = {  # key in test.npz -> what a refiner is compared with
     "one_reconstruction": "one full reconstruction",
     "damped_step": "one damped step",
 }
 
 
 _LISTED = {"mean IoU": MEAN_IOU} | {TITLES[k]: m for k, m in MEASURES.items()}
+
+
+class Difference(NamedTuple):
+    """A refiner's test result minus another, with paired 95% intervals over images."""
+
+    model: str  # title of its row
+    over: str  # what it is compared with: SEGMENTER, one of CONTROLS, or another title
+    intervals: dict[str, Interval]  # by "mean IoU", "boundary F1", ...
 
 
 class RefinerResult(NamedTuple):
@@ -97,59 +106,67 @@ def make_rows(
     return rows
 
 
-def compare_to_controls(
+def list_differences(
     plain: Tally,
     refiners: Sequence[RefinerResult],
     blocks: Sequence[int],
     num_resamples: int,
-) -> list[str]:
-    """Says of each refiner whether it gains, and whether iterating beats both controls.
-
-    It does where the paired interval of each difference in mean IoU lies above zero;
-    the other measures of the table follow. A refiner that gains nothing can beat its
-    controls by standing still; there they are left out, as they are where it has none.
-    """
-    sentences = []
+) -> list[Difference]:
+    """Compares each refiner with the segmenter, its controls and the one without y."""
+    tests = {r.name: read_arrays(r.folder / "test.npz") for r in refiners}
+    without_y = {
+        other.title: unpack(tests[other.name], "refined")
+        for other in refiners
+        if other.is_control
+    }
+    differences = []
     for refiner in refiners:
-        test = read_arrays(refiner.folder / "test.npz")
+        test, baselines = tests[refiner.name], {SEGMENTER: plain}
+        if refiner.damped_step_size is not None:
+            baselines |= {what: unpack(test, key) for key, what in CONTROLS.items()}
+            baselines |= without_y
         compare = functools.partial(
             bootstrap,
             refined=unpack(test, "refined"),
             blocks=blocks,
             num_resamples=num_resamples,
         )
-        gain = compare(MEAN_IOU, plain)
-        if gain.low <= 0 or refiner.damped_step_size is None:
+        for over, baseline in baselines.items():
+            found = {title: compare(m, baseline) for title, m in _LISTED.items()}
+            differences.append(Difference(refiner.title, over, found))
+    return differences
+
+
+def describe_differences(differences: Sequence[Difference]) -> list[str]:
+    """Says of each refiner whether it gains, and whether iterating beats both controls.
+
+    It does where the paired interval of each difference in mean IoU lies above zero;
+    the other measures follow. A refiner that gains nothing can beat its controls by
+    standing still; there they are left out, as they are where it has none.
+    """
+    sentences = []
+    for model in dict.fromkeys(difference.model for difference in differences):
+        own = {d.over: d.intervals for d in differences if d.model == model}
+        gain = own[SEGMENTER]["mean IoU"]
+        controls = {over: own[over] for over in CONTROLS.values() if over in own}
+        if gain.low <= 0 or not controls:
             sentences.append(
-                f"{refiner.title} {_judge(gain)} the segmenter alone: "
+                f"{model} {_judge(gain)} the segmenter alone: "
                 f"{_format_interval(gain)} points of mean IoU."
             )
             continue
-        controls = {
-            description: unpack(test, key) for key, description in _CONTROLS.items()
-        }
-        others = {
-            other.title: unpack(read_arrays(other.folder / "test.npz"), "refined")
-            for other in refiners
-            if other.is_control
-        }
-        gains = {
-            description: compare(MEAN_IOU, control)
-            for description, control in controls.items()
-        }
+        gains = {over: found["mean IoU"] for over, found in controls.items()}
         beats = all(gain.low > 0 for gain in gains.values())
         verdict = "beats both controls" if beats else "does not clearly beat both"
         listed = " and ".join(
-            f"{_format_interval(gain)} points of mean IoU over {description}"
-            for description, gain in gains.items()
+            f"{_format_interval(gain)} points of mean IoU over {over}"
+            for over, gain in gains.items()
         )
-        sentences.append(f"{refiner.title} by iterating {verdict}: {listed}.")
-        for description, control in (controls | others).items():
-            differences = ", ".join(
-                f"{title} {_format_interval(compare(measure, control))}"
-                for title, measure in _LISTED.items()
-            )
-            sentences.append(f"{refiner.title} over {description}: {differences}.")
+        sentences.append(f"{model} by iterating {verdict}: {listed}.")
+        for over, found in own.items():
+            if over != SEGMENTER:
+                texts = (f"{title} {_format_interval(x)}" for title, x in found.items())
+                sentences.append(f"{model} over {over}: {', '.join(texts)}.")
     return sentences
 
 
@@ -170,6 +187,7 @@ def write_results(
     rows: Sequence[Row],
     refiners: Sequence[RefinerResult],
     pictures: Sequence[Picture],
+    differences: Sequence[Difference],
     notes: Sequence[str],
     provenance: dict[str, Any],
 ) -> None:
@@ -181,10 +199,16 @@ def write_results(
       rows: of the table.
       refiners: what the stages left.
       pictures: of Figure 3.
+      differences: between refiners and their controls, for table.json.
       notes: sentences under the table.
       provenance: printed under them.
     """
-    write_table(rows, dataset.classes, directory, notes, provenance)
+    listed = [
+        {"model": d.model, "over": d.over}
+        | {title: list(interval) for title, interval in d.intervals.items()}
+        for d in differences
+    ]
+    write_table(rows, dataset.classes, directory, notes, provenance, listed)
     _plot_curves(refiners, directory / "figures")
     figure = plot_segmentations(
         np.stack([picture.record.image for picture in pictures]),

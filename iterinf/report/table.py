@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from iterinf.errors import UserError
 from iterinf.evaluation import Comparison, Row
@@ -28,7 +29,7 @@ TITLES = {  # of measures
     "ece": "ECE",
     "fragmentation": "fragmentation",
 }
-_DECIMALS = {"boundary_f1": 1, "nll": 3, "ece": 1, "fragmentation": 2}
+DECIMALS = {"boundary_f1": 1, "nll": 3, "ece": 1, "fragmentation": 2}
 _PARTS = ("", "_gain", "_low", "_high")  # columns of each measure
 
 
@@ -38,6 +39,7 @@ def write_table(
     directory: str | os.PathLike[str],
     notes: Sequence[str],
     provenance: Mapping[str, object],
+    differences: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Writes table.csv, table.json and table.md, each whole.
 
@@ -55,6 +57,7 @@ def write_table(
       directory: created where missing.
       notes: sentences under the md's table, and in the json.
       provenance: how the numbers were made: commit, seed, hardware, wall time, command.
+      differences: further comparisons, for the json alone.
 
     Raises:
       UserError: if a class is named as another column, or if writing fails.
@@ -67,12 +70,15 @@ def write_table(
             record | {"is_control": row.is_control}
             for record, row in zip(records, rows, strict=True)
         ],
+        "differences": list(differences),
         "notes": list(notes),
         "provenance": dict(provenance),
     }
     texts = {
         "table.csv": _format_csv(records),
-        "table.json": json.dumps(document, indent=2, allow_nan=False, default=str),
+        "table.json": json.dumps(
+            drop_nan(document), indent=2, allow_nan=False, default=str
+        ),
         "table.md": _format_markdown(rows, classes, notes, provenance),
     }
     write_atomically(
@@ -89,6 +95,15 @@ def check_class_names(classes: Sequence[str]) -> None:
     clashes = {"model", *_LAST_COLUMNS, *measures} & set(classes)
     if clashes:
         raise UserError(f"class name {min(clashes)!r} is a column of the table too")
+
+
+def drop_nan(tree: Any) -> Any:
+    """None for nan, which JSON does not know."""
+    if isinstance(tree, Mapping):
+        return {str(key): drop_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [drop_nan(value) for value in tree]
+    return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
 def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
@@ -111,7 +126,7 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
                 _format_step_size(row.step_size) or "-",
                 str(row.num_iterations),
                 *(
-                    _format_number(found.value, _DECIMALS[name])
+                    _format_number(found.value, DECIMALS[name])
                     for name, found in row.measures
                 ),
             ]
@@ -207,7 +222,7 @@ def _format_measures(rows: Sequence[Row]) -> list[str]:
 
 def format_measure(name: str, found: Comparison) -> tuple[str, str]:
     """A measure's value, and the interval of its difference to the first row."""
-    decimals = _DECIMALS[name]
+    decimals = DECIMALS[name]
     low, high = (format_gain(x, decimals) for x in (found.low, found.high))
     interval = low if math.isnan(found.low) else f"{low} to {high}"
     return _format_number(found.value, decimals), interval
