@@ -4,11 +4,11 @@
         -- --config.dataset.options.path=PATH_OF_CAMVID
 
 Runs the configs below one after the other, each at every setting of its grid, in
-workdirs under --workdir/CONFIG. Finished runs are skipped and interrupted ones resume; a
-run whose segmenter another finished run has, takes it over. --only names some of the
+workdirs under --workdir/CONFIG. Finished runs are skipped and interrupted ones resume;
+a run whose segmenter another finished run has, takes it over. --only names some of the
 configs. When --minutes are over, the run in progress saves and this script ends with
-status 75: the same command resumes. After each call evidence.md holds the tables of what
-is finished by then. What stands after -- is handed to every run on CamVid.
+status 75: the same command resumes. After each call evidence.md holds the tables of
+what is finished by then. What stands after -- is handed to every run on CamVid.
 """
 
 import os
