@@ -163,8 +163,10 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
             for over, gain in gains.items()
         )
         sentences.append(f"{model} by iterating {verdict}: {listed}.")
+        told = [own[SEGMENTER]]  # the best damped step may be the full one
         for over, found in own.items():
-            if over != SEGMENTER:
+            if found not in told:
+                told.append(found)
                 texts = (f"{title} {_format_interval(x)}" for title, x in found.items())
                 sentences.append(f"{model} over {over}: {', '.join(texts)}.")
     return sentences
