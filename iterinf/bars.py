@@ -25,7 +25,7 @@ def create_bar(
     """Creates a progress bar, hidden in all processes but the first.
 
     Args:
-      title: what goes on.
+      title: the work that is shown.
       total: number of units in all.
       unit: what is counted.
       show: whether to show it at all.

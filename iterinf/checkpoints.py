@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import pathlib
 import time
 from collections.abc import Iterator
@@ -19,8 +20,14 @@ from iterinf.processes import ask_first, is_any
 _METRIC = "monitored"
 _ERRORS = (UserError, jax.errors.JaxRuntimeError, MemoryError)  # of a write
 _DISK_IS_FULL = "No space left on device"
-# How TensorStore's errors begin where the machine, not a file, is at fault.
-_NO_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")
+# How TensorStore's errors begin where what a file holds, or its absence, is at fault.
+_DAMAGE = (
+    "DATA_LOSS",
+    "FAILED_PRECONDITION",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "OUT_OF_RANGE",
+)
 
 
 class Progress(NamedTuple):
@@ -292,10 +299,9 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether files are missing or hold something else; not that none can be read."""
-    if isinstance(error, OSError):
-        return isinstance(error, FileNotFoundError | NotADirectoryError)
-    return not str(error).startswith(_NO_DAMAGE)
+    """Whether files are surely missing or hold something else than was written."""
+    kinds = (FileNotFoundError, NotADirectoryError, json.JSONDecodeError)
+    return isinstance(error, kinds) or str(error).startswith(_DAMAGE)
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:

@@ -1,7 +1,7 @@
 """The dense CRF as one call: a softmax and an image in, probabilities out."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,10 +40,10 @@ def dense_crf(
     *,
     from_logits: bool = False,
     spatial_width: Float[ArrayLike, "..."] = 3.0,
-    spatial_weight: Weight = 3.0,
+    spatial_weight: Weight | Sequence[Any] = 3.0,
     bilateral_width: Float[ArrayLike, "..."] = 80.0,
     color_width: Float[ArrayLike, "..."] = 13.0,
-    bilateral_weight: Weight = 10.0,
+    bilateral_weight: Weight | Sequence[Any] = 10.0,
     exact: bool = False,
 ) -> Float[Array, "*b h w k"]:
     """Refines a softmax by the mean field of a dense CRF; see `DenseCRF`.
@@ -143,9 +143,12 @@ def _read(name: str, value: Any) -> Array | np.ndarray:
         return value
     try:
         array = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:  # a list of traced numbers
+        return jnp.asarray(value)
     except (TypeError, ValueError, RuntimeError):
         array = np.asarray(None)
-    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise UserError(
             f"{name} of type {type(value).__name__}: expected numbers, in an array or "
             "what makes one"
@@ -182,7 +185,8 @@ def _check_values(
 ) -> None:
     """Checks the ranges of y, of its sums over k, and of an image of some dtype."""
     values, sums, colors = ranges
-    if from_logits and not np.isfinite([values.low, values.high]).all():
+    largest = np.finfo(np.float32).max  # inference is in float32
+    if from_logits and not -largest <= values.low <= values.high <= largest:
         raise UserError("logits that are not finite")
     if not from_logits and not (
         values.low > -0.01 and 0.99 < sums.low <= sums.high < 1.01
@@ -203,7 +207,8 @@ def _measure_ranges(
     y: Array | np.ndarray, image: Array | np.ndarray
 ) -> tuple[Range, Range, Range]:
     """Ranges of y, of its sums, and of the image; NumPy's arrays wait for no device."""
-    sums = y.sum(axis=-1, dtype=np.float32)
+    wide = np.float64 if isinstance(y, np.ndarray) else np.float32
+    sums = y.sum(axis=-1, dtype=wide)
     return (
         Range(y.min(), y.max()),
         Range(sums.min(), sums.max()),

@@ -51,10 +51,10 @@ class Row(NamedTuple):
     class_iou: tuple[float, ...]  # k; nan: absent from truth and prediction
     mean_iou: float
     global_accuracy: float
-    gain: float  # mean IoU minus the plain network's; 0 for that itself
+    gain: float  # mean IoU minus the segmenter's; 0 for that itself
     gain_low: float
     gain_high: float
-    step_size: float | None  # None: the plain network, which has none
+    step_size: float | None  # None: the segmenter alone
     num_iterations: int
     is_control: bool = False  # whether it is there for another row to be compared with
     measures: tuple[tuple[str, Comparison], ...] = ()  # of MEASURES, by name

@@ -275,6 +275,7 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
         parts = [
             _describe_epochs(folder, settings),
             *(f"{name} {value:g}" for name, value in chosen.items()),
+            f"chosen by {settings.selection.metric}",
             f"sweep and test {seconds / 60:.1f} minutes",
         ]
         described[settings.title] = "; ".join(parts)
@@ -286,23 +287,23 @@ def _list_cut_off(experiment: Experiment) -> list[str]:
     sentences = []
     for key, network in list_trained(experiment.config).items():
         folder = experiment.workdir / key.replace("refiner.", "refiners/")
-        phases = [(folder, network.training)]
+        phases = [("trained", folder, network.training)]
         if network.fine_tuning.num_epochs:
-            phases.append((folder / "fine_tuning", network.fine_tuning))
-        for phase, training in phases:
+            phases.append(("fine-tuned", folder / "fine_tuning", network.fine_tuning))
+        for verb, phase, training in phases:
             values = [json.loads(line) for line in read_lines(phase / "metrics.jsonl")]
             if len(values) < training.num_epochs:
                 continue
             best = min(values, key=functools.partial(_rank, training.monitor))
             sentences.append(
-                f"{network.title} was trained for all of its {len(values)} epochs "
+                f"{network.title} was {verb} for all of its {len(values)} epochs "
                 f"(best {training.monitor} after {best['epoch']}): it may not have "
                 "converged."
             )
     return sentences
 
 
-def _rank(monitor: str, epoch: dict[str, float]) -> float:
+def _rank(monitor: str, epoch: dict[str, int | float]) -> float:
     """Low for good epochs."""
     return epoch[monitor] if monitor.endswith("loss") else -epoch[monitor]
 

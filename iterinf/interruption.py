@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from iterinf.processes import is_any
+from iterinf.processes import is_any, speaks
 
 _STEPS_BETWEEN = 16  # the moments in which several processes agree
 
@@ -26,12 +26,14 @@ def _stop(number: int, _: object) -> None:
     still write complain. The status is 0 after SIGTERM, 130 after Ctrl-C.
     """
     name = signal.Signals(number).name
-    say(f"{name}: stopped; the same command goes on")
+    say(f"{name}: stopped; the same command resumes")
     os._exit(0 if number == signal.SIGTERM else 130)
 
 
 def say(sentence: str) -> None:
-    """Prints on a line of its own, if anybody still listens and nobody else prints."""
+    """Prints on a line of its own, in the first process, if anybody still listens."""
+    if not speaks():
+        return
     with contextlib.suppress(RuntimeError, OSError):
         print(f"\n{sentence}", flush=True)
 

@@ -128,14 +128,14 @@ def make_refiner_loss(
 
     Args:
       segmenter: gives y and h.
-      refiner: reconstructs the truth from the corrupted labelling and h.
+      refiner: reconstructs the truth from the corrupted y and h.
       start: what is corrupted: "y" (training scenario 1 of Figure 1: DAE(y)) or
         "y_true" (scenario 2: DAE(y_true); void pixels are all zeros before noise).
       sigma: of the noise.
       constraint: see `corrupt`.
       squared_error: weight of Eq. 5's first term.
       cross_entropy: weight of its second term.
-      proposal_cross_entropy: weight of -log y_label, which keeps y a labelling where
+      proposal_cross_entropy: weight of -log y_label, which keeps y a segmentation where
         the segmenter is trained with the refiner, end to end.
       num_iterations: reconstructions, one of the other, that the loss looks through:
         1 for a DAE; 5 train a CRF-RNN.

@@ -17,6 +17,7 @@ _ADVICE = (
     "lower batch_size or crop_size of the training, or evaluation.batch_size and "
     "evaluation.sweep_batch_size"
 )
+_silent = False  # whether this is one of several processes, and not the first
 _SECONDS = 30  # without a sign of life, after which a process counts as dead
 
 
@@ -51,11 +52,18 @@ def start_processes(*, coordinator: str, count: int, index: int) -> None:
             f"config.processes.coordinator is {coordinator!r}, but the processes "
             f"cannot join: {reason}"
         ) from error
+    global _silent
+    _silent = not is_first()
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and talks."""
     return jax.process_index() == 0
+
+
+def speaks() -> bool:
+    """As `is_first`, for signal handlers: it asks no device, which might wait."""
+    return not _silent
 
 
 def print_once(*lines: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iterinf.data import Split
+from iterinf.errors import UserError
 from iterinf.evaluation import (
     BOUNDARY_F1,
     MEAN_IOU,
@@ -67,10 +68,16 @@ def choose(experiment: Experiment, name: str) -> Selection:
     sweep.jsonl keeps what some values of the parameters led to, so that it goes on.
     """
     folder = experiment.workdir / "refiners" / name
-    if has_file(folder / "selection.json"):
-        chosen = json.loads((folder / "selection.json").read_text())["refined"]
-        return Selection(**chosen)
     grid = experiment.config.refiner[name].selection
+    if has_file(folder / "selection.json"):
+        kept = json.loads((folder / "selection.json").read_text())
+        metric = kept.get("metric", "mean_iou")  # earlier versions knew no other
+        if metric != grid.metric:
+            raise UserError(
+                f"{folder / 'selection.json'} was chosen by {metric}, not by "
+                f"{grid.metric}; name another workdir, or the same metric"
+            )
+        return Selection(**kept["refined"])
     experiment.train_refiner(name)
     sweeps = _sweep_parameters(experiment, name)
     selections = [
@@ -101,6 +108,7 @@ def choose(experiment: Experiment, name: str) -> Selection:
             compute_curves(counts.refined), grid.damped_step_sizes, grid.metric
         )
         content["damped"] = damped._asdict()
+    content["metric"] = grid.metric
     content["initial_mean_iou"] = sweep.initial_mean_iou
     seconds = time.monotonic() - started + sum(sweep.seconds for sweep in sweeps)
     content["seconds"] = round(seconds, 1)

@@ -88,6 +88,11 @@ def select(
       UserError: if no number is known.
     """
     values = getattr(curves, metric)
+    if np.isnan(values).all() and metric == "boundary_f1":
+        raise UserError(
+            "no label map of validation has a boundary; choose by selection.metric "
+            "mean_iou"
+        )
     if np.isnan(values).all():
         raise UserError(
             "every image stops at once: no iteration has any to count; lower "
@@ -116,7 +121,7 @@ def count_refinements(
     """Refines every image with every step size; counts after every iteration.
 
     One compiled program: batches by `lax.map`, iterations by `lax.scan`, step sizes by
-    `vmap`, counts on the device. h's share is computed once an image. Each
+    `vmap`, counts on the device. The contribution of h is computed once per image. Each
     batch is cut over the devices, if there are several. One call of it, if the split
     fits into a quarter of a device's memory; else a call for each chunk that does.
 

@@ -84,7 +84,9 @@ def _is_one_of(*known: str) -> _Rule:
 _COUNT = _Rule(functools.partial(_is_count, least=1), "1 or more")
 _COUNT_OR_ZERO = _Rule(functools.partial(_is_count, least=0), "0 or more")
 _NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and value >= 0, "0 or more")
-_POSITIVE = _Rule(lambda value: _is_number(value) and value > 0, "above 0")
+_UP_TO_ONE = _Rule(
+    lambda value: _is_number(value) and 0 < value <= 1, "above 0 up to 1"
+)
 _BELOW_ONE = _Rule(
     lambda value: _is_number(value) and 0 <= value < 1, "0 up to below 1"
 )
@@ -106,7 +108,9 @@ _RULES: dict[str, _Rule] = {
     ),
     "monitor": _is_one_of(*METRICS),
     "metric": _is_one_of("mean_iou", "boundary_f1"),
-    "boundary_tolerance": _NOT_NEGATIVE,
+    "boundary_tolerance": _Rule(
+        lambda value: _is_number(value) and 0 <= value <= 0.05, "0 to 0.05"
+    ),
     "class_weights": _is_one_of("none", "median_frequency"),
     "seed": _Rule(
         lambda value: _is_count(value, least=0) and value < 2**32, "0 up to 2^32 - 1"
@@ -129,8 +133,8 @@ _RULES: dict[str, _Rule] = {
     "cross_entropy": _NOT_NEGATIVE,
     "proposal_cross_entropy": _NOT_NEGATIVE,
     "switch_noise": _NOT_NEGATIVE,
-    "decay_per_epoch": _POSITIVE,
-    "recycle_step_size": _POSITIVE,
+    "decay_per_epoch": _UP_TO_ONE,
+    "recycle_step_size": _UP_TO_ONE,
     "ema_decay": _BELOW_ONE,
     "dropout": _BELOW_ONE,
     "feature_dropout": _BELOW_ONE,

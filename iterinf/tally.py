@@ -4,8 +4,10 @@ Axes: h w pixels, k classes, bins of confidence.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Num
@@ -102,11 +104,10 @@ def _tally_details(
     confidence = jnp.max(y, axis=-1)
     bins = jnp.clip((confidence * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
     weights = (jnp.ones_like(y[..., 0]), confidence, prediction == label)
-    place = jnp.where(valid, bins, NUM_BINS).reshape(-1)
-    sums = [
-        jnp.bincount(place, x.astype(jnp.float32).reshape(-1), length=NUM_BINS + 1)
-        for x in weights
-    ]
+    place = jnp.where(valid, bins, NUM_BINS)
+    # Row by row: a sum of all pixels, one after the other, would lose their digits.
+    count_rows = jax.vmap(partial(jnp.bincount, length=NUM_BINS + 1))
+    sums = [count_rows(place, x.astype(jnp.float32)).sum(axis=0) for x in weights]
     return Details(
         jnp.sum(surprise, where=valid),
         jnp.stack(sums, axis=-1)[:-1],

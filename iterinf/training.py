@@ -22,7 +22,7 @@ from iterinf.errors import UserError
 from iterinf.files import append_line, read_lines, write_lines
 from iterinf.interruption import Interruption, say
 from iterinf.losses import LossSum
-from iterinf.processes import is_any, is_first
+from iterinf.processes import is_any
 from iterinf.tracing import StepTrace
 from iterinf.types import Batch
 
@@ -376,8 +376,7 @@ def _save_and_exit(
 ) -> NoReturn:
     writer.write()
     checkpoints.wait()
-    if is_first():
-        say(f"SIGTERM: saved at step {step}; the same command goes on")
+    say(f"SIGTERM: saved at step {step}; the same command resumes")
     raise SystemExit(0)
 
 

@@ -284,7 +284,7 @@ def test_a_result_is_returned_without_waiting_for_it(rng, monkeypatch, exact):
     """Only inputs are read, so that calls in a loop overlap on a device."""
     y, image = make_scene(rng)
 
-    unseen = jnp.full((1, *y.shape), jnp.nan)  # whoever looks at it raises an error
+    unseen = jnp.full((1, *y.shape), jnp.nan)  # looking at it raises an error
     monkeypatch.setattr(crf, "_infer", lambda *args: unseen)
     assert jnp.isnan(iterinf.dense_crf(y, image, exact=exact)).all()
     assert jnp.isnan(iterinf.dense_crf(jnp.asarray(y), image, exact=exact)).all()
@@ -382,3 +382,24 @@ def test_the_matrix_of_the_lattice_is_not_symmetric(rng, widths):
     asymmetry = np.abs(found - found.T).max() / found.max()
     assert 0.05 < asymmetry < 0.4
     np.testing.assert_allclose(exact, exact.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [np.nan, np.inf, 1e39])
+def test_logits_beyond_float32_are_refused(rng, logit):
+    y, image = make_scene(rng)
+    logits = np.log(y).astype(np.float64)
+    logits[3, 4, 1] = logit
+    with pytest.raises(UserError, match="logits that are not finite"):
+        iterinf.dense_crf(logits, image, from_logits=True)
+
+
+def test_a_list_of_traced_weights_is_read(rng):
+    y, image = make_scene(rng)
+
+    def compute(a):
+        weights = {"spatial_weight": [a, a, 2 * a]}
+        return iterinf.dense_crf(y, image, 2, exact=True, **weights)[..., 0].sum()
+
+    gradient = jax.grad(compute)(1.0)
+    expected = (compute(1.01) - compute(0.99)) / 0.02
+    np.testing.assert_allclose(gradient, expected, rtol=0.05)

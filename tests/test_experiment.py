@@ -15,7 +15,7 @@ from iterinf import stages
 from iterinf.data.camvid import CLASSES
 from iterinf.errors import UserError
 from iterinf.experiment import run
-from iterinf.files import read_arrays
+from iterinf.files import read_arrays, write_arrays
 from iterinf.pipeline import read_pipeline
 from iterinf.report.trajectories import unpack_maps
 from iterinf.stages import Experiment
@@ -91,6 +91,47 @@ def test_leaves_its_results(workdir):
         "figure4_dae_y.png",
         "figure4_dae_ytrue.png",
     }
+
+
+def strip(path, keep):
+    """Leaves some arrays of an .npz, as an earlier version wrote it."""
+    write_arrays(path, **{k: v for k, v in read_arrays(path).items() if keep(k)})
+
+
+def test_a_workdir_of_an_earlier_version_is_counted_again(workdir):
+    """Its choices stay; what test.npz lacks is counted, and nothing is trained."""
+    tables, logs = (workdir / "results" / "table.csv").read_text(), read_logs(workdir)
+    folders = [workdir / "refiners" / name for name in ("dae_y", "dae_ytrue")]
+    for folder in (*folders, workdir / "segmenter"):
+        strip(folder / "test.npz", lambda key: "/" not in key)
+    for folder in folders:
+        strip(folder / "curve.npz", lambda key: "boundary" not in key)
+        content = json.loads((folder / "selection.json").read_text())
+        content.pop("metric")
+        for choice in ("refined", "damped"):
+            content[choice].pop("boundary_f1")
+        (folder / "selection.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="earlier version; run --mode=evaluate first"):
+        run(tiny.get_config(), workdir, "report", "")
+    run(tiny.get_config(), workdir, "run", "")
+    assert (workdir / "results" / "table.csv").read_text() == tables
+    assert read_logs(workdir) == logs
+
+
+def test_a_choice_by_another_metric_is_refused(workdir, tmp_path):
+    config = tiny.get_config()
+    config.refiner.dae_y.selection.metric = "boundary_f1"
+    with pytest.raises(UserError, match="metric|was chosen by mean_iou"):
+        run(config, workdir, "run", "")
+    folder = workdir / "refiners" / "dae_y"
+    (folder / "selection.json").unlink()
+    run(config, workdir, "run", "")
+    choice = json.loads((folder / "selection.json").read_text())
+    assert choice["metric"] == "boundary_f1"
+    curve = read_arrays(folder / "curve.npz")
+    assert choice["refined"]["boundary_f1"] == curve["boundary_f1"].max()
+    document = json.loads((workdir / "results" / "table.json").read_text())
+    assert "chosen by boundary_f1" in document["provenance"]["DAE(y)"]
 
 
 def test_its_page_shows_what_was_counted(workdir):

@@ -117,6 +117,29 @@ def test_iteration_panels_are_labelled() -> None:
     assert labels == ["0.02", "0.1 (chosen)", "1"]
 
 
+def test_boundaries_and_test_measures_have_panels_of_their_own() -> None:
+    measures = {"NLL": TEST, "fragmentation": 3 * TEST}
+    figure = plot_iterations(
+        VALIDATION,
+        STEP_SIZES,
+        0.1,
+        2,
+        TEST,
+        title="DAE(y)",
+        boundary_f1=(VALIDATION / 2, TEST / 2),
+        test_measures=measures,
+    )
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == [
+        *("mean IoU (%)", "mean IoU (%)", "boundary F1 (%)", "boundary F1 (%)"),
+        *("NLL, test", "fragmentation, test"),
+    ]
+    (points,) = list_curves(figure.axes[3])
+    np.testing.assert_allclose(points[:, 1], 50 * TEST)
+    (points,) = list_curves(figure.axes[5])
+    np.testing.assert_allclose(points[:, 1], 3 * TEST)
+
+
 def test_choice_is_marked_in_both_panels() -> None:
     for axes, value in zip(plot_curves().axes, (52.0, 42.0), strict=True):
         (marker,) = [line for line in axes.lines if line.get_marker() == "o"]

@@ -32,7 +32,17 @@ def make_confusions(rng, num_images):
 
 def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **counts):
     """A refiner that the stages have left in `folder`: confusions by row."""
-    arrays = {} if curve is None else {"mean_iou": curve, "curve/boundary_f1": curve}
+    arrays = (
+        {}
+        if curve is None
+        else {
+            "mean_iou": curve,
+            **{
+                f"curve/{name}": curve
+                for name in ("boundary_f1", "nll", "fragmentation")
+            },
+        }
+    )
     for key, confusions in counts.items():
         arrays |= pack(key, make_tally(confusions))
     write_arrays(folder / name / "test.npz", **arrays)

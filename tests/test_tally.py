@@ -63,3 +63,16 @@ def test_a_file_gives_back_what_it_got(rng):
     tally = jax.tree.map(np.asarray, tally_image(truth, jnp.asarray(y), SPEC))
     back = unpack(pack("refined", tally), "refined")
     jax.tree.map(np.testing.assert_array_equal, back, tally)
+
+
+def test_calibration_of_a_large_image_keeps_its_digits(rng):
+    """Confidences near 1 of 360x480 pixels: the sum is right to 1e-5."""
+    confidence = rng.uniform(0.996, 1, (360, 480)).astype(np.float32)
+    y = np.stack([confidence, 1 - confidence], axis=-1)
+    spec = Spec(2, None, details=True)
+    truth = prepare_truth(jnp.zeros((360, 480), jnp.int32), spec)
+    found = tally_image(truth, jnp.asarray(y), spec).details
+    expected = confidence.astype(np.float64).sum()
+    np.testing.assert_allclose(found.calibration[-1, 1], expected, rtol=1e-5)
+    expected = -np.log(confidence.astype(np.float64)).sum()
+    np.testing.assert_allclose(found.negative_log_likelihood, expected, rtol=1e-3)

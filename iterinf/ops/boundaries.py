@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt32
 
@@ -112,14 +113,21 @@ def _compute_matched_share(
 def _dilate(
     bits: UInt32[Array, "h w words"], radius: float
 ) -> UInt32[Array, "h w words"]:
-    """Unites the bits of all pixels within a radius."""
+    """Unites the bits of all pixels within a radius, first along rows."""
     height, width, _ = bits.shape
     reach = math.floor(radius)
-    padded = jnp.pad(bits, ((reach, reach), (reach, reach), (0, 0)))
+    rows = range(-reach, reach + 1)
+    halves = [math.floor(math.sqrt(radius**2 - row**2)) for row in rows]
+    padded = jnp.pad(bits, ((0, 0), (reach, reach), (0, 0)))
+    widened = {0: bits}  # by half the width of a row of the disc
+    for half in range(1, reach + 1):
+        left, right = (padded[:, reach + x : reach + x + width] for x in (-half, half))
+        widened[half] = widened[half - 1] | left | right
+    # Fused with what follows, these would be computed anew for every row.
+    widened = jax.lax.optimization_barrier({half: widened[half] for half in {*halves}})
+    padding = ((reach, reach), (0, 0), (0, 0))
+    padded_rows = {half: jnp.pad(x, padding) for half, x in widened.items()}
     united = jnp.zeros_like(bits)
-    for row in range(-reach, reach + 1):
-        half = math.floor(math.sqrt(radius**2 - row**2))
-        for column in range(-half, half + 1):
-            top, left = reach + row, reach + column
-            united |= padded[top : top + height, left : left + width]
+    for row, half in zip(rows, halves, strict=True):
+        united |= padded_rows[half][reach + row : reach + row + height]
     return united

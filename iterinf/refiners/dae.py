@@ -45,7 +45,9 @@ class DAE(Refiner):
       feature_offset: number of pixels by which the grid of h begins before the image;
         y is padded by that on all sides, and cropped back.
       reads_y: False replaces y by the uniform distribution, in training and at test:
-        the control that says what h alone, without the prediction y, is worth.
+        the control that says what h alone, without the prediction y, is worth. A
+        constant y also leaves the switches nothing to carry, so that where h is coarse
+        (pool4 alone, no skip connections) this is a lower bound of that.
       decoder: "unpool" (by switches) or "transposed" (2x2 transposed convolutions of
         stride 2 in place of unpooling: the ablation of section 4.3).
       relu_decoder: ReLU in the upsampling path; False as released in 2017.

@@ -41,6 +41,7 @@ def plot_iterations(
     *,
     title: str,
     boundary_f1: tuple[Float[np.ndarray, "s p"], Float[np.ndarray, " _"]] | None = None,
+    test_measures: Mapping[str, Float[np.ndarray, " p"]] = MappingProxyType({}),
     others: Mapping[
         str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
     ] = MappingProxyType({}),
@@ -60,6 +61,7 @@ def plot_iterations(
       test_mean_iou: fractions at the chosen step size; None leaves that panel out.
       title: of the figure.
       boundary_f1: the same of boundary F1, on validation and test; None: no such row.
+      test_measures: up to two curves on test by what they show, in a last row.
       others: dashed curves of mean IoU to compare with, of validation and test, by
         title.
     """
@@ -67,10 +69,11 @@ def plot_iterations(
     rows = [(validation_mean_iou, test_mean_iou, "mean IoU (%)")]
     if boundary_f1 is not None:
         rows.append((*boundary_f1, "boundary F1 (%)"))
-    size = (1.2 + 4.6 * num_columns, 1.0 + 3.4 * len(rows))
+    num_rows = len(rows) + bool(test_measures)
+    size = (1.2 + 4.6 * num_columns, 1.0 + 3.4 * num_rows)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(len(rows), num_columns, squeeze=False)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
     selected = int(np.argmin(np.abs(np.asarray(step_sizes) - selected_step_size)))
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(step_sizes)))
     panel_titles = (
@@ -98,6 +101,13 @@ def plot_iterations(
         for axis, panel_title, curve in zip(row, panel_titles, curves, strict=False):
             heading = "" if i else panel_title
             _finish_panel(axis, heading, unit, curve, selected_num_iterations)
+    for axis, (unit, curve) in zip(axes[-1], test_measures.items(), strict=False):
+        axis.plot(curve, color=colors[selected], linewidth=2.8)
+        axis.axvline(selected_num_iterations, color="0.4", linestyle=":", linewidth=1)
+        axis.set_xlabel(f"iterations (dotted: {selected_num_iterations}, the choice)")
+        axis.set_ylabel(f"{unit}, test")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         title="step size",

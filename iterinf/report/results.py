@@ -271,6 +271,7 @@ def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> 
             test,
             title=refiner.title,
             boundary_f1=boundaries,
+            test_measures=_read_test_measures(refiner),
             others=others,
         )
         save_figure(figure, directory / f"figure4_{refiner.name}.png")
@@ -306,6 +307,19 @@ def read_boundary_curves(
         np.concatenate([initial, curve["boundary_f1"]], axis=1),
         np.concatenate([[start], test["curve/boundary_f1"]]),
     )
+
+
+def _read_test_measures(
+    refiner: RefinerResult,
+) -> dict[str, Float[np.ndarray, " p"]]:
+    """NLL and fragmentation on test after 0..t iterations, by what they are."""
+    test = read_arrays(refiner.folder / "test.npz")
+    initial = unpack(test, "initial")
+    units = {"nll": "NLL (nats per pixel)", "fragmentation": "fragmentation"}
+    return {
+        unit: np.append(compute_measure(MEASURES[name], initial), test[f"curve/{name}"])
+        for name, unit in units.items()
+    }
 
 
 def choose_pictures(

@@ -47,12 +47,12 @@ def write_table(
     (per cent), step_size, num_iterations; then of each measure m of
     `iterinf.evaluation.MEASURES` m, m_gain, m_low, m_high. In the md the measures have
     a table of their own. A class absent from truth and prediction, and
-    the step size of the plain network, are empty in the csv, null in the json and
+    the step size of the segmenter alone, are empty in the csv, null in the json and
     "-" in the md. The json holds full precision under "rows", where it also says which
     rows are controls, beside "classes" and "provenance".
 
     Args:
-      rows: the plain network first.
+      rows: the segmenter alone first.
       classes: k names.
       directory: created where missing.
       notes: sentences under the md's table, and in the json.
@@ -212,8 +212,8 @@ def _format_measures(rows: Sequence[Row]) -> list[str]:
         lines.append([row.model, *itertools.chain.from_iterable(cells)])
     return [
         _format_lines(lines),
-        "Boundary F1 in per cent, within 0.75% of the image diagonal unless the config "
-        "says otherwise; NLL: negative log-likelihood of the truth in nats per pixel; "
+        "Boundary F1 in per cent, within evaluation.boundary_tolerance of the image "
+        "diagonal; NLL: negative log-likelihood of the truth in nats per pixel; "
         "ECE: expected calibration error in per cent; fragmentation: connected regions "
         "of the prediction over those of the truth (1 is right). 95%: paired interval "
         "of the difference to the first row.",
