@@ -45,6 +45,7 @@ from iterinf.objectives import (
     to_unit_range,
 )
 from iterinf.pipeline import build_refiner, build_segmenter
+from iterinf.processes import print_once
 from iterinf.settings import (
     check_crops,
     check_settings,
@@ -56,7 +57,12 @@ from iterinf.statistics import estimate_statistics
 from iterinf.trainer import Trainer
 from iterinf.training import Params
 from iterinf.types import Candidate
-from iterinf.weights import keep_input, read_weights, replace_parameters
+from iterinf.weights import (
+    describe_replaced,
+    keep_input,
+    read_weights,
+    replace_parameters,
+)
 
 
 class Experiment:
@@ -189,6 +195,7 @@ class Experiment:
         params = self._trainer.initialise(self.segmenter, jnp.zeros((1, 64, 64, 3)))
         if settings.init_from and not has_checkpoint(folder):
             weights = read_weights(settings.init_from, self.segmenter)
+            print_once(describe_replaced(params, weights, settings.init_from))
             params = replicate(replace_parameters(params, weights, settings.init_from))
             keep_input(self.segmenter, folder)
         return self._trainer.fit(

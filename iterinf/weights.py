@@ -120,9 +120,9 @@ def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
     Args:
       path: weights.safetensors of `--mode=export`; or for an FCN-8, a VGG16
         in torchvision's layout (.pth, .pt, .safetensors), which becomes conv1_1 to
-        fc7; for an FC-DenseNet, the .npz that the authors' Lasagne code writes: arr_0,
-        arr_1, ... in the order in which the network runs, a layer being beta, gamma,
-        mean, inverse deviation, W, b.
+        fc7, or to conv5_3 if the file has no `classifier`; for an FC-DenseNet, the .npz
+        that the authors' Lasagne code writes: arr_0, arr_1, ... in the order in which
+        the network runs, a layer being beta, gamma, mean, inverse deviation, W, b.
       segmenter: of the size of the weights.
 
     Returns:
@@ -172,6 +172,27 @@ def replace_parameters(
     return unflatten_dict(flat | replaced, sep="/")
 
 
+def describe_replaced(
+    params: Mapping[str, Any], found: Mapping[str, np.ndarray], path: str
+) -> str:
+    """Says which layers start from a file of weights, and which from scratch.
+
+    Args:
+      params: nested, of the network.
+      found: as for `replace_parameters`.
+      path: of the file.
+    """
+    layers = dict.fromkeys(
+        name.rpartition("/")[0] for name in flatten_dict(params, sep="/")
+    )
+    taken = {name.rpartition("/")[0] for name in found}
+    fresh = [layer for layer in layers if layer not in taken]
+    return (
+        f"{path}: {len(layers) - len(fresh)} of {len(layers)} layers start from it; "
+        f"from scratch: {', '.join(fresh) or 'none'}"
+    )
+
+
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     if path.suffix in (".pth", ".pt"):
         return read_torch_file(path)
@@ -209,6 +230,8 @@ def _convert_vgg16(
         kernel = _take(arrays, f"features.{theirs}.weight", path, ndim=4)
         yield f"{ours}/kernel", kernel.transpose(_FROM_TORCH)
         yield f"{ours}/bias", _take(arrays, f"features.{theirs}.bias", path, ndim=1)
+    if not any(name.startswith("classifier.") for name in arrays):
+        return  # convolutions alone: fc6 and fc7 start fresh
     for ours, theirs, size in (("fc6", 0, 7), ("fc7", 3, 1)):
         kernel = _take(arrays, f"classifier.{theirs}.weight", path, ndim=2)
         if kernel.shape[1] % size**2:

@@ -10,7 +10,13 @@ from flax.traverse_util import flatten_dict
 
 import iterinf
 from iterinf.errors import UserError
-from iterinf.weights import keep_input, match_input, read_weights, replace_parameters
+from iterinf.weights import (
+    describe_replaced,
+    keep_input,
+    match_input,
+    read_weights,
+    replace_parameters,
+)
 from tests.test_fc_densenet import BY_PYTORCH, create_narrow, load_variables
 
 WIDTHS = (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8)  # of VGG16's convolutions, by 64
@@ -68,6 +74,22 @@ def test_vgg16_becomes_an_fcn8(rng, tmp_path, suffix):
         flat["conv3_2/kernel"][2, 0, 3, 1] == arrays["features.12.weight"][1, 3, 2, 0]
     )
     np.testing.assert_array_equal(flat["conv5_3/bias"], arrays["features.28.bias"])
+
+
+def test_convolutions_alone_leave_the_rest_from_scratch(rng, tmp_path):
+    arrays, segmenter = make_vgg16(rng), create_fcn8()
+    kept = {name: a for name, a in arrays.items() if name.startswith("features")}
+    path = write(tmp_path / "vgg16.npz", kept)
+    before, found = init(segmenter), read_weights(path, segmenter)
+    assert len(found) == 2 * 13
+    after = replace_parameters(before, found, path)
+    np.testing.assert_array_equal(after["fc6"]["kernel"], before["fc6"]["kernel"])
+    assert (after["conv5_3"]["kernel"] != before["conv5_3"]["kernel"]).any()
+    sentence = describe_replaced(before, found, path)
+    assert sentence.startswith(f"{path}: 13 of 21 layers start from it; from scratch: ")
+    fresh = sentence.rpartition(": ")[2].split(", ")
+    assert {"fc6", "fc7"} < set(fresh)
+    assert len(fresh) == 8
 
 
 def test_fc6_of_vgg16_sees_the_grid_as_the_matrix_did(rng, tmp_path):
