@@ -7,7 +7,7 @@ has the control without y.
 python -m launch.grid --config=configs/quickstart_recycling.py --workdir=runs/recycling
 """
 
-from configs import quickstart
+from configs import base, quickstart
 
 
 def get_config():
@@ -16,10 +16,10 @@ def get_config():
     recycled = config.refiner.dae_y.copy_and_resolve_references()
     recycled.title = "DAE(y), recycled"
     recycled.objective.num_recycles = 2
-    config.refiner.dae_y_recycled = recycled
-    for refiner in (config.refiner.dae_no_y, config.refiner.dae_y):
+    for refiner in base.list_daes(config):
         refiner.training.update(num_epochs=78, patience=18)
         refiner.training.optimizer.decay_per_epoch = 0.972
+    config.refiner.dae_y_recycled = recycled
     config.refiners = ("dae_no_y", "dae_y_recycled", "dae_y")
     return config
 

@@ -27,11 +27,10 @@ from iterinf.errors import UserError
 from iterinf.files import create_folder, write_atomically
 from launch.grid import expand_grid, run_grid
 from launch.grid_table import write_grid_table
-from launch.runs import UNFINISHED, WORKDIR, copy_segmenter, is_finished
+from launch.runs import MINUTES, UNFINISHED, WORKDIR, copy_segmenter, is_finished
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
-_MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
 _ONLY = flags.DEFINE_list("only", [], "Names of configs below; none: all.")
 
 
@@ -149,7 +148,7 @@ def _run(argv: list[str]) -> None:
             choose_questions(_ONLY.value),
             pathlib.Path(str(WORKDIR.value)),
             argv[1:],
-            seconds=None if _MINUTES.value is None else 60 * _MINUTES.value,
+            seconds=None if MINUTES.value is None else 60 * MINUTES.value,
         )
     except UserError as error:
         sys.exit(f"launch.evidence: {error}")

@@ -22,6 +22,7 @@ from iterinf.files import create_folder
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
 MAIN = (sys.executable, "-m", "iterinf.main")
 JOBS = flags.DEFINE_integer("jobs", 1, "Processes at once.", lower_bound=0)
+MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Holds a workdir a run, and the table.")
 _GRACE = 60  # seconds to save in, before a run is killed
 

@@ -36,6 +36,7 @@ from iterinf.errors import UserError
 from iterinf.files import create_folder, write_atomically
 from launch.runs import (
     JOBS,
+    MINUTES,
     UNFINISHED,
     WORKDIR,
     Launcher,
@@ -48,7 +49,6 @@ from launch.runs import (
 PAPER = pathlib.Path(__file__).with_name("table1_paper.csv")
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Files of configs/, by their stem.")
-_MINUTES = flags.DEFINE_float("minutes", None, "Time limit of this call.")
 _REFINERS = "--config.refiners="
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU's memory
 
@@ -166,7 +166,7 @@ class Processes:
         self._launcher = launcher
         self._overrides = overrides
         self._places = threading.Semaphore(jobs)
-        self._end = time.monotonic() + 60 * (_MINUTES.value or math.inf)
+        self._end = time.monotonic() + 60 * (MINUTES.value or math.inf)
         self._share = {}
         if jobs > 1 and _FRACTION not in os.environ:
             self._share = {_FRACTION: f"{0.9 / jobs:.3f}"}
@@ -209,7 +209,7 @@ class Processes:
                     str(block.path),
                     workdir,
                     flags if mode == "run" else [*flags, f"--mode={mode}"],
-                    seconds=left if _MINUTES.value else None,
+                    seconds=left if MINUTES.value else None,
                     log=log,
                     environment=self._share,
                 )

@@ -11,7 +11,9 @@ import iterinf
 from iterinf.data.dataset import Record
 
 MODULES = [
-    module.name for module in pkgutil.walk_packages(iterinf.__path__, "iterinf.")
+    module.name
+    for module in pkgutil.walk_packages(iterinf.__path__, "iterinf.")
+    if module.name != "iterinf.main"  # defines flags, which other scripts do too
 ]
 
 

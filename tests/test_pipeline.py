@@ -39,8 +39,8 @@ def choose(folder, name, **choice):
     """Puts a choice on disk, as validation would."""
     path = folder / "refiners" / name / "selection.json"
     path.parent.mkdir(exist_ok=True)
-    choice = {"step_size": 1.0, "num_iterations": 3, "mean_iou": 0.5} | choice
-    path.write_text(json.dumps({"refined": choice}))
+    made = {"step_size": 1.0, "num_iterations": 3, "mean_iou": 0.5, "parameters": {}}
+    path.write_text(json.dumps({"refined": made | choice}))
 
 
 @pytest.mark.parametrize("name", [None, "dae_ytrue"])
