@@ -69,8 +69,7 @@ class StepBar:
         if not self._is_compiled:
             self._is_compiled = True
             self.wait()
-            if not self._bar.disable:
-                self._bar.start_t, self._bar.initial = time.time(), self._bar.n
+            self._start_clock(time.time(), self._bar.n)
         while len(self._in_flight) > MAX_IN_FLIGHT:
             self._finish_one()
 
@@ -83,13 +82,21 @@ class StepBar:
         """Shows values of an epoch whose validation took some seconds."""
         if not self._is_validated:
             self._is_validated = True
-            if not self._bar.disable:
-                self._bar.start_t += seconds
+            start = 0.0 if self._bar.disable else self._bar.start_t + seconds
+            self._start_clock(start, getattr(self._bar, "initial", 0))
         self._bar.set_postfix(values, refresh=False)
 
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.close()
+
+    def _start_clock(self, start: float, initial: int) -> None:
+        """Lets the rate count from a time and a number of steps on."""
+        if self._bar.disable:
+            return
+        self._bar.start_t, self._bar.initial = start, initial
+        # tqdm shows no end of a bar that seems never to have been shown.
+        self._bar.last_print_t = max(self._bar.last_print_t, start)
 
     def _finish_one(self) -> None:
         jax.block_until_ready(self._in_flight.popleft())

@@ -188,6 +188,8 @@ def _check_values(
     largest = np.finfo(np.float32).max  # inference is in float32
     if from_logits and not -largest <= values.low <= values.high <= largest:
         raise UserError("logits that are not finite")
+    if not from_logits and not np.isfinite([values.low, values.high]).all():
+        raise UserError("probabilities that are not finite")
     if not from_logits and not (
         values.low > -0.01 and 0.99 < sums.low <= sums.high < 1.01
     ):

@@ -6,6 +6,7 @@ python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 --mode=predict and --mode=export need no --config: the workdir holds it.
 """
 
+import ast
 import contextlib
 import io
 import pathlib
@@ -46,7 +47,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _ = _CONFIG.value.seed
         return rest
     except (AttributeError, KeyError) as error:
-        reason = str(error.args[0]).replace("\n", "; ")
+        reason = str(error.args[0])
+        with contextlib.suppress(ValueError, SyntaxError):
+            reason = str(ast.literal_eval(reason))  # of a key at the top: quoted twice
+        reason = reason.replace("\n", "; ")
         sys.exit(f"iterinf: no such config key: {reason}")
     except (OSError, SyntaxError, NameError) as error:
         reason = str(error).splitlines()[-1].strip()

@@ -257,7 +257,7 @@ def test_rounding_is_no_error(rng):
         (lambda y, x: (y[..., :1], x, {}), "one class"),
         (lambda y, x: (2 * y, x, {}), "sum to 2"),
         (lambda y, x: (np.log(y), x, {}), "from_logits=True"),
-        (lambda y, x: (np.nan * y, x, {}), "nan"),
+        (lambda y, x: (np.nan * y, x, {}), "probabilities that are not finite"),
         (lambda y, x: (np.inf * y, x, {"from_logits": True}), "not finite"),
         (lambda y, x: (y, x[:5], {}), r"\(12, 15, 3\) and an image of shape \(5"),
         (lambda y, x: (y, x[..., 0], {}), r"expected \[h w k\] and \[h w 3\]"),

@@ -89,6 +89,7 @@ def test_check_data_says_all_that_is_wrong(tmp_path):
     ("arguments", "words"),
     [
         (["--config.segmentor.width=1"], ["key: 'segmentor'; Did you mean"]),
+        (["--config.sede=1"], ["key: 'sede'; Did you mean \"seed\""]),
         (["--config.refiners=('dea_y',)"], ["dea_y", "dae_y"]),
         pytest.param(
             ["--config.segmenter.name=unet"], ["unet", "fcn8"], marks=pytest.mark.slow

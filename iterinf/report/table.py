@@ -205,7 +205,7 @@ def _format_measures(rows: Sequence[Row]) -> list[str]:
         return []
     lines = [["model"], ["---"]]
     for name in names:
-        lines[0] += [TITLES[name], "95%"]
+        lines[0] += [TITLES[name], "95% of difference"]
         lines[1] += ["---:", "---:"]
     for row in rows:
         cells = [format_measure(name, found) for name, found in row.measures]
