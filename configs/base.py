@@ -4,6 +4,8 @@ Other files of this folder start from here and change a few keys. On the command
 a key is changed by --config.key=value.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -346,6 +348,12 @@ def create_dae_without_y() -> ConfigDict:
     refiner.model.reads_y = False
     refiner.selection = create_selection()
     return refiner
+
+
+def add_seeds(add: Callable[..., None]) -> None:
+    """The `grid` of configs that are run at seeds 0, 1 and 2."""
+    for seed in range(3):
+        add(seed=seed)
 
 
 def get_config() -> ConfigDict:

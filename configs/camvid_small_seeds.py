@@ -4,7 +4,7 @@ python -m launch.evidence --only=camvid_small_seeds --workdir=runs/evidence \
   -- --config.dataset.options.path=PATH_OF_CAMVID
 """
 
-from configs import camvid_small
+from configs import base, camvid_small
 
 
 def get_config():
@@ -12,7 +12,4 @@ def get_config():
     return camvid_small.get_config()
 
 
-def grid(add):
-    """Seeds 0, 1 and 2."""
-    for seed in range(3):
-        add(seed=seed)
+grid = base.add_seeds

@@ -3,7 +3,7 @@
 python -m launch.grid --config=configs/quickstart_seeds.py --workdir=runs/seeds
 """
 
-from configs import quickstart
+from configs import base, quickstart
 
 
 def get_config():
@@ -11,7 +11,4 @@ def get_config():
     return quickstart.get_config()
 
 
-def grid(add):
-    """Seeds 0, 1 and 2."""
-    for seed in range(3):
-        add(seed=seed)
+grid = base.add_seeds

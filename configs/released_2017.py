@@ -31,12 +31,5 @@ def get_config():
     config.refiner.context_module.model.update(
         inputs="probabilities", use_image=True, first_init="glorot", padding="once"
     )
-    config.refiner.dense_crf.selection.num_iterations = 80
-    config.refiner.dense_crf.selection.parameters = {
-        "spatial_width": (3.0,),
-        "spatial_weight": (3.0,),
-        "bilateral_width": (3.0,),
-        "color_width": (13.0,),
-        "bilateral_weight": (10.0,),
-    }
+    config.refiner.dense_crf.selection = base.create_dense_crf_2017().selection
     return config

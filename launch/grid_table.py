@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from iterinf.files import write_atomically
-from iterinf.report.table import DECIMALS, TITLES, format_gain
+from iterinf.report.table import (
+    DECIMALS,
+    TITLES,
+    format_gain,
+    format_markdown_lines,
+)
 from launch.runs import is_finished
 
 Setting = Mapping[str, Any]  # values by the dotted keys that a run changes
@@ -230,7 +235,7 @@ def _format_markdown(records: Sequence[Record]) -> str:
                 f"{form(low)} to {form(high)}",
             ]
         lines.append(cells)
-    return _join(lines)
+    return format_markdown_lines(lines)
 
 
 def _format_measures(records: Sequence[Record]) -> list[str]:
@@ -250,7 +255,7 @@ def _format_measures(records: Sequence[Record]) -> list[str]:
             cells.append(f"{record[name]:.{decimals}f}")
             cells.append("-" if deviation is None else f"{deviation:.{decimals}f}")
         lines.append(cells)
-    return [_join(lines)]
+    return [format_markdown_lines(lines)]
 
 
 def _format_differences(records: Sequence[Record]) -> str:
@@ -270,7 +275,7 @@ def _format_differences(records: Sequence[Record]) -> str:
             + ["-" if deviation is None else f"{deviation:.2f}", f"{low} to {high}"]
             + [str(record[name]) for name in ("num_above", "num_below", "num_runs")]
         )
-    return _join(lines)
+    return format_markdown_lines(lines)
 
 
 def _list_keys(records: Sequence[Record], first: str) -> list[str]:
@@ -281,8 +286,3 @@ def _list_keys(records: Sequence[Record], first: str) -> list[str]:
 
 def _format_setting(record: Record, keys: Sequence[str]) -> list[str]:
     return ["-" if record[key] is None else str(record[key]) for key in keys]
-
-
-def _join(lines: Sequence[Sequence[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

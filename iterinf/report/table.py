@@ -195,7 +195,9 @@ def _format_markdown(
         *notes,
     ]
     origin = [f"- {name}: {_quote(value)}" for name, value in provenance.items()]
-    return "\n".join([_format_lines(lines), "", "\n\n".join(paragraphs), "", *origin])
+    return "\n".join(
+        [format_markdown_lines(lines), "", "\n\n".join(paragraphs), "", *origin]
+    )
 
 
 def _format_measures(rows: Sequence[Row]) -> list[str]:
@@ -211,7 +213,7 @@ def _format_measures(rows: Sequence[Row]) -> list[str]:
         cells = [format_measure(name, found) for name, found in row.measures]
         lines.append([row.model, *itertools.chain.from_iterable(cells)])
     return [
-        _format_lines(lines),
+        format_markdown_lines(lines),
         "Boundary F1 in per cent, within evaluation.boundary_tolerance of the image "
         "diagonal; NLL: negative log-likelihood of the truth in nats per pixel; "
         "ECE: expected calibration error in per cent; fragmentation: connected regions "
@@ -228,7 +230,8 @@ def format_measure(name: str, found: Comparison) -> tuple[str, str]:
     return _format_number(found.value, decimals), interval
 
 
-def _format_lines(lines: Sequence[Sequence[str]]) -> str:
+def format_markdown_lines(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells, whose vertical bars are escaped."""
     return "\n".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
         for line in lines
