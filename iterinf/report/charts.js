@@ -179,7 +179,7 @@ function drawPair(name, onValidation, onTest, refiner, others) {
     "div",
     { class: "panels" },
     drawPanel(
-      `${name} on validation: the choice is made here`,
+      `${name} on validation, where the choice is made`,
       validation,
       refiner.num_iterations,
     ),
