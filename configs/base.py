@@ -322,8 +322,10 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "features": ("pool4",),  # h: any of input, pool1..pool5
                 "reads_y": True,  # False: y is uniform, a control
                 "decoder": "unpool",  # by switches, or "transposed"
+                "unpool_fill": 0.0,  # share of a value at the rest of its window
                 "relu_decoder": True,
                 "skip_connections": False,
+                "full_size_skip": False,
                 "start_as_identity": False,
                 "switches": "first",  # or "tied"
                 "switch_noise": 0.0,  # on y, in passes that the switches come from

@@ -33,7 +33,9 @@ def get_config():
             widths=(16, 32, 64, 96, 128),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
+            unpool_fill=0.8,
             skip_connections=True,
+            full_size_skip=True,
             start_as_identity=True,
         )
         refiner.training.update(crop_size=(64, 64), num_epochs=26, patience=6)

@@ -84,6 +84,7 @@ def _is_one_of(*known: str) -> _Rule:
 _COUNT = _Rule(functools.partial(_is_count, least=1), "1 or more")
 _COUNT_OR_ZERO = _Rule(functools.partial(_is_count, least=0), "0 or more")
 _NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and value >= 0, "0 or more")
+_SHARE = _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "0 to 1")
 _UP_TO_ONE = _Rule(
     lambda value: _is_number(value) and 0 < value <= 1, "above 0 up to 1"
 )
@@ -148,9 +149,8 @@ _RULES: dict[str, _Rule] = {
         lambda value: _are_numbers(_to_list(value)) and min(_to_list(value)) >= 1,
         "1 or more, of 255 levels",
     ),
-    "flip_probability": _Rule(
-        lambda value: _is_number(value) and 0 <= value <= 1, "0 to 1"
-    ),
+    "flip_probability": _SHARE,
+    "unpool_fill": _SHARE,
 }
 
 

@@ -29,6 +29,8 @@ VARIANTS = [
     {"feature_offset": 7, "features": ("input", "pool1")},
     {"decoder": "transposed"},
     {"skip_connections": True, "relu_decoder": False},
+    {"unpool_fill": 0.5, "full_size_skip": True, "feature_offset": 7},
+    {"unpool_fill": 0.5, "switches": "tied"},
     {"start_as_identity": True, "skip_connections": True, "decoder": "transposed"},
 ]
 
@@ -124,6 +126,13 @@ def convolve(x, layer):
     return x + layer["bias"].reshape(1, 1, 1, -1)
 
 
+def upsample_nearest(x, size):
+    """Repeats every value in its 2x2 window; an odd last row or column is zeros."""
+    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    missing = [(0, n - m) for n, m in zip(size, x.shape[1:3], strict=True)]
+    return jnp.pad(x, ((0, 0), *missing, (0, 0)))
+
+
 def reconstruct_by_concatenation(params, candidate, refiner):
     """Section 4.3 word by word: one convolution reads [pooled, h]."""
     border = refiner.feature_offset
@@ -141,11 +150,16 @@ def reconstruct_by_concatenation(params, candidate, refiner):
                 joined = [layer["kernel"], params[f"join_{name}"]["kernel"]]
                 layer["kernel"] = jnp.concatenate(joined, axis=2)
         x = nn.relu(convolve(x, layer))
+        full = x if level == 0 else full
         sizes.append(x.shape[1:3])
         x, switch = iterinf.max_pool_with_switches(x)
         switches.append(switch)
     for i in range(levels):
-        x = iterinf.max_unpool(x, switches[levels - 1 - i], sizes[levels - 1 - i])
+        switch, size = switches[levels - 1 - i], sizes[levels - 1 - i]
+        fill = refiner.unpool_fill * upsample_nearest(x, size)
+        x = fill + (1 - refiner.unpool_fill) * iterinf.max_unpool(x, switch, size)
+        if refiner.full_size_skip and i == levels - 1:
+            x = x + full
         x = convolve(x, params[f"up_{i}"])
         x = nn.relu(x) if i < levels - 1 else x
     return nn.softmax(x[:, border : border + height, border : border + width])
@@ -153,10 +167,15 @@ def reconstruct_by_concatenation(params, candidate, refiner):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"features": ("input", "pool1", "pool2"), "feature_offset": 5}],
+    [
+        {},
+        {"features": ("input", "pool1", "pool2"), "feature_offset": 5},
+        {"unpool_fill": 0.7},
+        {"full_size_skip": True, "features": ("input",)},
+    ],
     ids=str,
 )
-def test_conditioning_equals_a_convolution_of_the_concatenation(rng, options):
+def test_the_dae_equals_its_definition(rng, options):
     refiner = create_small(**options)
     candidate = make_candidate(rng, (11, 14), refiner.feature_offset)
     variables = init(refiner, candidate)

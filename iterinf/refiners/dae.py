@@ -50,8 +50,13 @@ class DAE(Refiner):
         (pool4 alone, no skip connections) this is a lower bound of that.
       decoder: "unpool" (by switches) or "transposed" (2x2 transposed convolutions of
         stride 2 in place of unpooling: the ablation of section 4.3).
+      unpool_fill: what share of a value unpooling also writes to the other three
+        positions of its window, 0 to 1; 0 as published. Zeros there make speckled label
+        maps (docs/method.md).
       relu_decoder: ReLU in the upsampling path; False as released in 2017.
       skip_connections: adds the output of pooling l - 1 to up-level l, before ReLU.
+      full_size_skip: adds the output of the first convolution and ReLU, before pooling,
+        to what the last convolution reads.
       start_as_identity: the last convolution starts at zero and adds to log y, so
         that training starts from r(y) = y.
       switches: "first" (of equal maxima, the first is the switch) or "tied" (all are,
@@ -70,8 +75,10 @@ class DAE(Refiner):
     features: tuple[str, ...] = ("pool4",)
     reads_y: bool = True
     decoder: str = "unpool"
+    unpool_fill: float = 0.0
     relu_decoder: bool = True
     skip_connections: bool = False
+    full_size_skip: bool = False
     start_as_identity: bool = False
     switches: str = "first"
     switch_noise: float = 0.0
@@ -154,19 +161,21 @@ class DAE(Refiner):
         height, width = y.shape[1:3]
         offset = self.feature_offset
         last = len(self.widths) - 1
-        pooled, switches, sizes = self._pool(y, condition, last)
+        full, pooled, switches, sizes = self._pool(y, condition, last)
         if self.switch_noise:
             for level in range(last + 1):
                 noise = self.switch_noise * _draw_noise(y, level)
-                switches[level] = self._pool(y + noise, condition, level)[1][level]
+                switches[level] = self._pool(y + noise, condition, level)[2][level]
         _, unpool = _POOLING[self.switches]
         x = pooled[last]
         for i, convolution in enumerate(self.up):
             level = last - i
             if self.decoder == "unpool":
-                x = unpool(x, switches[level], sizes[level])
+                x = unpool(x, switches[level], sizes[level], fill=self.unpool_fill)
             else:
                 x = _pad_to(self.expand[i](x).astype(self.dtype), sizes[level])
+            if not level and self.full_size_skip:
+                x = x + full
             x = convolution(x).astype(self.dtype)
             if level and self.skip_connections:
                 x = x + pooled[level - 1]
@@ -180,8 +189,13 @@ class DAE(Refiner):
 
     def _pool(
         self, y: Float[Array, "b h w k"], condition: Condition, last: int
-    ) -> tuple[list[Array], list[Array], list[Size]]:
-        """Goes down to level `last`: outputs, switches and sizes before pooling."""
+    ) -> tuple[Array, list[Array], list[Array], list[Size]]:
+        """Goes down to level `last`.
+
+        Returns:
+          What the first pooling reads; of all levels, what pooling gives, its switches,
+          and the size before it.
+        """
         pool, _ = _POOLING[self.switches]
         x = _pad(y.astype(self.dtype), self.feature_offset)
         pooled, switches, sizes = [], [], []
@@ -191,10 +205,13 @@ class DAE(Refiner):
                 if _FEATURE_LEVELS[name] == level:
                     x = x + contribution
             sizes.append(x.shape[1:3])
-            x, switch = pool(nn.relu(x))
+            x = nn.relu(x)
+            if level == 0:
+                full = x
+            x, switch = pool(x)
             pooled.append(x)
             switches.append(switch)
-        return pooled, switches, sizes
+        return full, pooled, switches, sizes
 
 
 def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k"]:
