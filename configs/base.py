@@ -327,6 +327,7 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "skip_connections": False,
                 "full_size_skip": False,
                 "start_as_identity": False,
+                "anchored": False,
                 "switches": "first",  # or "tied"
                 "switch_noise": 0.0,  # on y, in passes that the switches come from
                 "feature_dropout": 0.0,  # probability of dropping an image's h

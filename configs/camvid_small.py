@@ -33,10 +33,11 @@ def get_config():
             widths=(16, 32, 64, 128, 256),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
-            unpool_fill=0.8,
+            unpool_fill=0.65,
             skip_connections=True,
             full_size_skip=True,
             start_as_identity=True,
+            anchored=True,
         )
         refiner.training.update(
             crop_size=(112, 112),

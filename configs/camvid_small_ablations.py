@@ -32,6 +32,10 @@ _CHANGES = {
         ", zeros in unpooling",
         {"model.unpool_fill": 0.0},
     ),
+    "dae_y_not_anchored": (  # every iteration corrects what the last one gave
+        ", not anchored",
+        {"model.anchored": False},
+    ),
     "dae_y_transposed": (", transposed", {"model.decoder": "transposed"}),  # 4.3
     "dae_y_squared_error": (", squared error", {"objective.cross_entropy": 0.0}),
     "dae_y_cross_entropy": (", cross-entropy", {"objective.squared_error": 0.0}),

@@ -210,6 +210,28 @@ def test_start_as_identity_returns_y(rng):
     np.testing.assert_allclose(found, sure, atol=2.1e-4)  # clipped at 1e-4
 
 
+def test_an_anchored_dae_adds_to_the_first_y(rng):
+    """f(y, h) + log y_0 are its logits; without the anchor, f(y, h) + log y."""
+    anchored, free = (
+        create_small(start_as_identity=True, anchored=a) for a in (True, False)
+    )
+    first = make_candidate(rng, (13, 18))
+    y = make_candidate(rng, (13, 18)).y
+    variables = init(anchored, first)
+
+    def reconstruct(refiner):
+        condition = refiner.apply(variables, first, method="condition")
+        return refiner.apply(variables, y, condition, method="reconstruct")
+
+    found, other = jax.jit(lambda: (reconstruct(anchored), reconstruct(free)))()
+    expected = nn.softmax(jnp.log(other) - jnp.log(y) + jnp.log(first.y))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    apply = jax.jit(anchored.apply)  # one reconstruction of the first y: no difference
+    np.testing.assert_array_equal(
+        apply(variables, first), jax.jit(free.apply)(variables, first)
+    )
+
+
 def test_skip_connections_add_the_pooled_maps(rng):
     plain, skipping = create_small(), create_small(skip_connections=True)
     candidate = make_candidate(rng, (16, 16))
@@ -381,16 +403,19 @@ def test_a_feature_that_the_segmenter_lacks_is_answered_with_those_it_gives(rng)
         jax.eval_shape(create_small().init, jax.random.key(0), candidate)
 
 
-def test_a_dae_without_y_is_a_function_of_h(rng):
+@pytest.mark.parametrize(
+    "identity", [{}, {"start_as_identity": True, "anchored": True}]
+)
+def test_a_dae_without_y_is_a_function_of_h(rng, identity):
     """Whatever y is, r is that of the uniform distribution."""
-    options = {"widths": (4, 6), "features": ("pool1",)}
+    options = {"widths": (4, 6), "features": ("pool1",)} | identity
     refiner = iterinf.create_refiner("dae", num_classes=3, reads_y=False, **options)
     reading = iterinf.create_refiner("dae", num_classes=3, **options)
     y = jnp.asarray(rng.dirichlet(np.ones(3), (2, 12, 16)), jnp.float32)
     features = {"pool1": jnp.asarray(rng.normal(size=(2, 6, 8, 5)), jnp.float32)}
     candidate = iterinf.Candidate(y, features, jnp.zeros((2, 12, 16, 3)))
-    variables = jax.jit(refiner.init)(jax.random.key(0), candidate)
+    variables = init(refiner, candidate)
     found = refiner.apply(variables, candidate)
     uniform = candidate._replace(y=jnp.full_like(y, 1 / 3))
-    np.testing.assert_array_equal(found, reading.apply(variables, uniform))
+    np.testing.assert_allclose(found, reading.apply(variables, uniform), atol=1e-6)
     assert np.abs(found - reading.apply(variables, candidate)).max() > 1e-3

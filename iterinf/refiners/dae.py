@@ -23,9 +23,10 @@ _POOLING = {
 
 
 class Condition(NamedTuple):
-    """What h contributes, computed once an image: {name of the layer: W_h * h}."""
+    """What does not change while y does, computed once an image."""
 
-    contributions: dict[str, Float[Array, "b _ _ _"]]
+    contributions: dict[str, Float[Array, "b _ _ _"]]  # W_h * h, by name of h's layer
+    log_y: Float[Array, "b h w k"] | None  # of the first y; None: not read
 
 
 class DAE(Refiner):
@@ -59,6 +60,9 @@ class DAE(Refiner):
         to what the last convolution reads.
       start_as_identity: the last convolution starts at zero and adds to log y, so
         that training starts from r(y) = y.
+      anchored: what it adds to is log y_0, of the first y, in all iterations, as a
+        CRF's unary term is. Training is the same; without it every iteration adds the
+        same correction once more, so that a long loop becomes sure of everything.
       switches: "first" (of equal maxima, the first is the switch) or "tied" (all are,
         as released in 2017).
       switch_noise: standard deviation of Gaussian noise on y in passes of their own,
@@ -80,6 +84,7 @@ class DAE(Refiner):
     skip_connections: bool = False
     full_size_skip: bool = False
     start_as_identity: bool = False
+    anchored: bool = False
     switches: str = "first"
     switch_noise: float = 0.0
     feature_dropout: float = 0.0
@@ -150,7 +155,8 @@ class DAE(Refiner):
             if name == "input":
                 h = _pad(h, self.feature_offset)
             contributions[name] = self.join[name](keep * h if train else h)
-        return Condition(contributions)
+        anchored = self.start_as_identity and self.anchored and self.reads_y
+        return Condition(contributions, _log(candidate.y) if anchored else None)
 
     def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
@@ -184,7 +190,8 @@ class DAE(Refiner):
         logits = x[:, offset : offset + height, offset : offset + width]
         logits = logits.astype(jnp.float32)
         if self.start_as_identity:
-            logits = logits + jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
+            log_y = _log(y) if condition.log_y is None else condition.log_y
+            logits = logits + log_y
         return logits
 
     def _pool(
@@ -224,6 +231,10 @@ def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k
         return jax.random.normal(key, image.shape, image.dtype)
 
     return jax.lax.stop_gradient(jax.vmap(draw)(y))
+
+
+def _log(y: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+    return jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
 
 
 def _pad(x: Array, offset: int) -> Array:
