@@ -218,6 +218,11 @@ def check_crops(
                 raise UserError(
                     f"{key} is None, but the training images are of {len(sizes)} sizes"
                 )
+            if reads_frames(network[phase]) and len(sizes) > 1:
+                raise UserError(
+                    f"config.{name}.{phase}.inputs is 'frames', but the training "
+                    f"images are of {len(sizes)} sizes"
+                )
             if crop and (crop[0] > height or crop[1] > width):
                 raise UserError(
                     f"{key} is {crop[0]}x{crop[1]}, but there are training images of "
@@ -241,6 +246,7 @@ def _check_refiners(settings: Mapping[str, Any]) -> None:
     for name in names:
         _check_end_to_end(name, known[name], settings["segmenter"])
         _check_objective(name, known[name])
+        _check_inputs(name, known[name], settings["segmenter"])
     titles = [known[name]["title"] for name in names]
     for entries, what in ((names, "name"), (titles, "title")):
         for entry in entries:
@@ -277,6 +283,33 @@ def _check_end_to_end(
             f"config.refiner.{name}.objective.proposal_cross_entropy is {weight!r}, "
             "but y is frozen; expected 0 unless end_to_end"
         )
+
+
+def reads_frames(training: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether a phase of training takes y and h from whole frames."""
+    return "inputs" in training and training["inputs"] == "frames"
+
+
+def _check_inputs(
+    name: str, refiner: Mapping[str, Any], segmenter: Mapping[str, Any]
+) -> None:
+    """What is computed once of a frame must be what is wanted of it every time."""
+    for phase in ("training", "fine_tuning") if "training" in refiner else ():
+        training, key = refiner[phase], f"config.refiner.{name}.{phase}.inputs"
+        inputs = training.get("inputs", "crops")
+        if inputs not in ("crops", "frames"):
+            raise UserError(f"{key} is {inputs!r}, expected one of crops, frames")
+        obstacles = {
+            "jitter is above 0": training["jitter"],
+            "end_to_end is True": refiner["end_to_end"],
+            "the segmenter is 'precomputed'": segmenter["name"] == "precomputed",
+            "the segmenter normalises by the statistics of a batch": (
+                segmenter["model"].get("statistics") == "batch"
+            ),
+        }
+        for obstacle, stands in obstacles.items():
+            if stands and reads_frames(training):
+                raise UserError(f"{key} is 'frames', but {obstacle}; expected 'crops'")
 
 
 def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
