@@ -43,6 +43,7 @@ _CHANGES = {
         ", end to end",
         {
             "end_to_end": True,
+            "training.inputs": "crops",  # the segmenter changes
             "objective.proposal_cross_entropy": 1.0,
             "training.optimizer.learning_rate": 1e-4,
         },

@@ -4,8 +4,8 @@ Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the wid
 'same' padding, 8 of the CRF's 36 choices and no CRF-RNN. DAEs of five levels that read
 the image and all pools up to pool4 (section 2.2: "either the input x or some features
 h"), with skip connections, a linear decoder, unpooling that fills its windows and a
-start as the identity, anchored to the first y (docs/method.md); at most 20 iterations.
-Numbers and seeds: docs/results.md.
+start as the identity, anchored to the first y (docs/method.md), trained on what the
+segmenter gives for whole frames; at most 20 iterations. Numbers and seeds: docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -40,17 +40,19 @@ def get_config():
             start_as_identity=True,
             anchored=True,
         )
-        refiner.training.update(crop_size=(64, 64), num_epochs=44, patience=8)
+        refiner.training.update(
+            crop_size=(64, 64), num_epochs=52, patience=8, inputs="frames"
+        )
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
-            "decay_per_epoch": 0.925,
+            "decay_per_epoch": 0.93,
             "weight_decay": 1e-4,
             "options": {},
         }
     config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_no_y", "dae_y")
     config.refiner.context_module.training.update(
-        crop_size=(64, 64), num_epochs=12, patience=4
+        crop_size=(64, 64), num_epochs=12, patience=4, inputs="frames"
     )
     config.refiner.dense_crf.selection.parameters.update(
         bilateral_width=(3.0, 80.0), color_width=(13.0,), bilateral_weight=(3.0, 10.0)
