@@ -5,7 +5,8 @@ Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the wid
 the image and all pools up to pool4 (section 2.2: "either the input x or some features
 h"), with skip connections, a linear decoder, unpooling that fills its windows and a
 start as the identity, anchored to the first y (docs/method.md), trained on what the
-segmenter gives for whole frames; at most 20 iterations. Numbers and seeds: docs/results.md.
+segmenter gives for whole frames; at most 20 iterations.
+Numbers and seeds: docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
