@@ -5,8 +5,8 @@ the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read th
 and all pools up to pool4, have skip connections, a linear decoder, unpooling that fills
 its windows and a start as the identity, anchored to the first y (docs/method.md), and
 keep an average of their parameters. All refiners are trained on what the segmenter
-gives for whole frames. The context module and the CRF-RNN have 40 and 12 epochs, the CRF
-12 of the 36 choices. docs/results.md says what else was tried.
+gives for whole frames. The context module and the CRF-RNN have 40 and 12 epochs, the
+CRF 12 of the 36 choices. docs/results.md says what else was tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
   --config.dataset.options.path=PATH_OF_CAMVID
