@@ -24,7 +24,7 @@ from iterinf.losses import (
 )
 from iterinf.metrics import confusion_matrix
 from iterinf.training import LossFunction, Params
-from iterinf.types import Batch, Candidate
+from iterinf.types import Batch, Candidate, Segmenter
 
 METRICS = ("validation/loss", "validation/mean_iou")  # what validation measures
 Variables = dict[str, Any]  # of a Flax module, by collection
@@ -33,7 +33,7 @@ Validate = Callable[[Params], dict[str, float]]
 Predict = Callable[[Params, Networks, Batch], Float[Array, "b h w k"]]
 
 
-def propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candidate:
+def propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candidate:
     """Runs a segmenter for a refiner: y = f_L(x), h = f_l(x) (Eq. 3).
 
     Args:
@@ -49,7 +49,7 @@ def propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candida
 
 
 def _segment(
-    segmenter: nn.Module, variables: Variables, batch: Batch
+    segmenter: Segmenter, variables: Variables, batch: Batch
 ) -> tuple[Float[Array, "b h w k"], dict[str, Float[Array, "b _ _ _"]]]:
     return segmenter.apply(variables, batch.image, **batch.outputs)
 
