@@ -3,8 +3,8 @@
 Against configs/camvid_fcn8.py: frames of 180x240, crops of 112, FCN-8 at a quarter of
 the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read the image
 and all pools up to pool4, start as the identity and keep an average of their
-parameters. The context module and the CRF-RNN have 40 and 12 epochs, the CRF 12 of the
-36 choices. docs/results.md says what else was tried.
+parameters. The context module and the CRF-RNN have 40 and 12 epochs, the CRF, alone and
+after DAE(y), 12 of the 36 choices. docs/results.md says what else was tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
   --config.dataset.options.path=PATH_OF_CAMVID
@@ -59,8 +59,11 @@ def get_config():
             monitor="validation/mean_iou",
             ema_decay=0.99,
         )
-    config.refiner.dense_crf.selection.parameters.update(
-        color_width=(13.0,), bilateral_weight=(3.0, 10.0)
-    )
+    for name in ("dense_crf", "dense_crf_after_dae_y"):
+        config.refiner[name].selection.parameters.update(
+            color_width=(13.0,), bilateral_weight=(3.0, 10.0)
+        )
+    *others, main = config.refiners
+    config.refiners = (*others, "dense_crf_after_dae_y", main)
     config.evaluation.update(batch_size=5, sweep_batch_size=5)
     return config

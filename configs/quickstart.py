@@ -3,8 +3,8 @@
 Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the width with
 'same' padding, five-level DAEs that read the image and all pools up to pool4 (section
 2.2: "either the input x or some features h"), have skip connections and a linear
-decoder and start as the identity, and at most 20 iterations; 12 of the CRF's 36 choices
-and no CRF-RNN. Numbers and seeds: docs/results.md.
+decoder and start as the identity, and at most 20 iterations; 12 of the 36 choices of
+the CRF, alone and after DAE(y), and no CRF-RNN. Numbers and seeds: docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -44,12 +44,20 @@ def get_config():
             "weight_decay": 1e-4,
             "options": {},
         }
-    config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_no_y", "dae_y")
+    config.refiners = (
+        "dense_crf",
+        "context_module",
+        "dae_ytrue",
+        "dae_no_y",
+        "dense_crf_after_dae_y",
+        "dae_y",
+    )
     config.refiner.context_module.training.update(
         crop_size=(64, 64), num_epochs=12, patience=4
     )
-    config.refiner.dense_crf.selection.parameters.update(
-        color_width=(13.0,), bilateral_weight=(3.0, 10.0)
-    )
+    for name in ("dense_crf", "dense_crf_after_dae_y"):
+        config.refiner[name].selection.parameters.update(
+            color_width=(13.0,), bilateral_weight=(3.0, 10.0)
+        )
     config.evaluation.update(batch_size=10, sweep_batch_size=10)
     return config
