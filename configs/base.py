@@ -73,6 +73,16 @@ def create_training(**changes) -> ConfigDict:
     return training
 
 
+def create_refiner_training(**changes) -> ConfigDict:
+    """Keys of a training run of a refiner: also where y and h come from.
+
+    "crops": from the segmenter, which runs on each crop; "frames": it has run once on
+    the whole training images and their mirror images, as at test, and what it gave
+    (iterinf/frames.py) is cropped with them.
+    """
+    return create_training(**{"inputs": "crops"} | changes)
+
+
 def create_fcn8() -> ConfigDict:
     """Keys of an FCN-8 (iterinf/segmenters/fcn8.py) and of its training."""
     segmenter = ConfigDict(
@@ -241,7 +251,7 @@ def create_dense_crf_2017() -> ConfigDict:
 
 def create_context_module() -> ConfigDict:
     """Keys of a context module."""
-    training = create_training()
+    training = create_refiner_training()
     # L2 would pull the identity, where it starts, towards zero.
     training.optimizer.update(learning_rate=1e-4, weight_decay=0.0)
     return ConfigDict(
@@ -257,7 +267,7 @@ def create_context_module() -> ConfigDict:
             "objective": create_objective(),
             "end_to_end": False,
             "training": training,
-            "fine_tuning": create_fine_tuning(),
+            "fine_tuning": create_fine_tuning(inputs="crops"),
             "selection": create_selection(),
         }
     )
@@ -268,7 +278,7 @@ def create_crf_rnn() -> ConfigDict:
 
     The segmenter is frozen unless `end_to_end`, which needs a lower learning rate.
     """
-    training = create_training(num_epochs=50, patience=10)
+    training = create_refiner_training(num_epochs=50, patience=10)
     training.optimizer = ConfigDict(
         {
             "name": "adam",
@@ -294,7 +304,7 @@ def create_crf_rnn() -> ConfigDict:
             "objective": create_objective(num_iterations=5),
             "end_to_end": False,
             "training": training,
-            "fine_tuning": create_fine_tuning(),
+            "fine_tuning": create_fine_tuning(inputs="crops"),
             "selection": create_selection(num_iterations=10),
         }
     )
@@ -323,17 +333,20 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
                 "features": ("pool4",),  # h: any of input, pool1..pool5
                 "reads_y": True,  # False: y is uniform, a control
                 "decoder": "unpool",  # by switches, or "transposed"
+                "unpool_fill": 0.0,  # share of a value at the rest of its window
                 "relu_decoder": True,
                 "skip_connections": False,
+                "full_size_skip": False,
                 "start_as_identity": False,
+                "anchored": False,
                 "switches": "first",  # or "tied"
                 "switch_noise": 0.0,  # on y, in passes that the switches come from
                 "feature_dropout": 0.0,  # probability of dropping an image's h
             },
             "objective": create_objective(start=start, sigma=sigma, squared_error=1.0),
             "end_to_end": False,  # trains a copy of the segmenter with it (4.5)
-            "training": create_training(),
-            "fine_tuning": create_fine_tuning(),
+            "training": create_refiner_training(),
+            "fine_tuning": create_fine_tuning(inputs="crops"),
             "selection": create_selection(
                 step_sizes=(0.01, 0.02, 0.05, 0.08, 0.1, 0.5, 1.0),
                 num_iterations=50,

@@ -2,9 +2,11 @@
 
 Against configs/camvid_fcn8.py: frames of 180x240, crops of 112, FCN-8 at a quarter of
 the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read the image
-and all pools up to pool4, start as the identity and keep an average of their
-parameters. The context module and the CRF-RNN have 40 and 12 epochs, the CRF, alone and
-after DAE(y), 12 of the 36 choices. docs/results.md says what else was tried.
+and all pools up to pool4, have skip connections, a linear decoder, unpooling that fills
+its windows and a start as the identity, anchored to the first y (docs/method.md), and
+keep an average of their parameters. The context module and the CRF-RNN have 40 and 12
+epochs, the CRF, alone and after DAE(y), 12 of the 36 choices. docs/results.md says what
+else was tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
   --config.dataset.options.path=PATH_OF_CAMVID
@@ -33,12 +35,15 @@ def get_config():
             widths=(16, 32, 64, 128, 256),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
+            unpool_fill=0.65,
             skip_connections=True,
+            full_size_skip=True,
             start_as_identity=True,
+            anchored=True,
         )
         refiner.training.update(
             crop_size=(112, 112),
-            num_epochs=70,
+            num_epochs=100,
             patience=20,
             monitor="validation/mean_iou",
             ema_decay=0.99,
@@ -46,7 +51,7 @@ def get_config():
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
-            "decay_per_epoch": 0.97,
+            "decay_per_epoch": 0.96,
             "weight_decay": 1e-4,
             "options": {},
         }

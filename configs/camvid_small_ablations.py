@@ -21,10 +21,20 @@ _CHANGES = {
     "dae_y_plain": (  # starts at random, ReLU decoder, no skip connections: section 4.3
         ", published layers",
         {
+            "model.unpool_fill": 0.0,
             "model.relu_decoder": True,
             "model.skip_connections": False,
+            "model.full_size_skip": False,
             "model.start_as_identity": False,
         },
+    ),
+    "dae_y_sparse": (  # zeros beside the switches, as published: speckle
+        ", zeros in unpooling",
+        {"model.unpool_fill": 0.0},
+    ),
+    "dae_y_not_anchored": (  # every iteration corrects what the last one gave
+        ", not anchored",
+        {"model.anchored": False},
     ),
     "dae_y_transposed": (", transposed", {"model.decoder": "transposed"}),  # 4.3
     "dae_y_squared_error": (", squared error", {"objective.cross_entropy": 0.0}),
@@ -41,6 +51,8 @@ _CHANGES = {
         ", released 2017",
         {
             "model.features": ("pool4",),
+            "model.unpool_fill": 0.0,
+            "model.full_size_skip": False,
             "model.start_as_identity": False,
             "model.switches": "tied",
             "model.switch_noise": 0.5,

@@ -1,10 +1,11 @@
 """The whole experiment on the embedded street scenes, in minutes on two CPU cores.
 
 Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the width with
-'same' padding, five-level DAEs that read the image and all pools up to pool4 (section
-2.2: "either the input x or some features h"), have skip connections and a linear
-decoder and start as the identity, and at most 20 iterations; 12 of the 36 choices of
-the CRF, alone and after DAE(y), and no CRF-RNN. Numbers and seeds: docs/results.md.
+'same' padding, 8 of the 36 choices of the CRF, alone and after DAE(y), and no CRF-RNN.
+DAEs of five levels that read the image and all pools up to pool4 (section 2.2: "either
+the input x or some features h"), with skip connections, a linear decoder, unpooling
+that fills its windows and a start as the identity, anchored to the first y
+(docs/method.md); at most 20 iterations. Numbers and seeds: docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -33,14 +34,17 @@ def get_config():
             widths=(16, 32, 64, 96, 128),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
+            unpool_fill=0.65,
             skip_connections=True,
+            full_size_skip=True,
             start_as_identity=True,
+            anchored=True,
         )
-        refiner.training.update(crop_size=(64, 64), num_epochs=26, patience=6)
+        refiner.training.update(crop_size=(64, 64), num_epochs=44, patience=8)
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
-            "decay_per_epoch": 0.92,
+            "decay_per_epoch": 0.925,
             "weight_decay": 1e-4,
             "options": {},
         }
@@ -57,7 +61,9 @@ def get_config():
     )
     for name in ("dense_crf", "dense_crf_after_dae_y"):
         config.refiner[name].selection.parameters.update(
-            color_width=(13.0,), bilateral_weight=(3.0, 10.0)
+            bilateral_width=(3.0, 80.0),
+            color_width=(13.0,),
+            bilateral_weight=(3.0, 10.0),
         )
     config.evaluation.update(batch_size=10, sweep_batch_size=10)
     return config

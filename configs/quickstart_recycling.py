@@ -16,6 +16,8 @@ def get_config():
     recycled = config.refiner.dae_y.copy_and_resolve_references()
     recycled.title = "DAE(y), recycled"
     recycled.objective.num_recycles = 2
+    recycled.training.num_epochs = 26
+    recycled.training.optimizer.decay_per_epoch = 0.92
     for refiner in base.list_daes(config):
         refiner.training.update(num_epochs=78, patience=18)
         refiner.training.optimizer.decay_per_epoch = 0.972

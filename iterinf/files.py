@@ -1,17 +1,18 @@
-"""Small result files: there whole, or not at all.
+"""Result files: there whole, or not at all.
 
 Of several processes the first writes, and none goes on before that is done.
 """
 
+import collections
 import contextlib
 import fcntl
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,9 +29,23 @@ def write_atomically(contents: Mapping[Path, bytes]) -> None:
     Raises:
       UserError: naming the file and the reason, if writing fails.
     """
+    write_in_parts(contents, [contents])
+
+
+def write_in_parts(
+    paths: Collection[Path], parts: Iterable[Mapping[Path, bytes]]
+) -> None:
+    """Writes files of which memory holds a part at a time, as `write_atomically` does.
+
+    Args:
+      paths: of the files.
+      parts: what comes next in each; every process goes through them.
+    """
     with _write_first() as writes:
         if writes:
-            _write_atomically(contents)
+            _write_in_parts(paths, parts)
+        else:
+            collections.deque(parts, maxlen=0)
 
 
 @contextlib.contextmanager
@@ -41,17 +56,24 @@ def _write_first() -> Iterator[bool]:
     wait_for_all("after writing")
 
 
-def _write_atomically(contents: Mapping[Path, bytes]) -> None:
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
+def _write_in_parts(
+    paths: Collection[Path], parts: Iterable[Mapping[Path, bytes]]
+) -> None:
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in paths}
+    files: dict[Path, BinaryIO] = {}
     path = Path()
     try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary[path], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
+        with contextlib.ExitStack() as stack:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files[path] = stack.enter_context(open(temporary[path], "wb"))
+            for part in parts:
+                for path, content in part.items():
+                    files[path].write(content)
+            for path in paths:
+                files[path].flush()
+                os.fsync(files[path].fileno())
+        for path in paths:
             os.replace(temporary[path], path)
     except OSError as error:
         reason = error.strerror or error

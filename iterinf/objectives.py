@@ -23,6 +23,7 @@ from iterinf.losses import (
     encode_labels,
 )
 from iterinf.metrics import confusion_matrix
+from iterinf.segmenters.precomputed import Precomputed
 from iterinf.training import LossFunction, Params
 from iterinf.types import Batch, Candidate, Segmenter
 
@@ -39,7 +40,7 @@ def propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candida
     Args:
       segmenter: the network.
       variables: its variables.
-      batch: images in [0, 1], beside them what the segmenter may read.
+      batch: images in [0, 1]; `outputs`, if there are any, stand in for the network's.
 
     Returns:
       The candidate, y as probabilities.
@@ -51,6 +52,8 @@ def propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candida
 def _segment(
     segmenter: Segmenter, variables: Variables, batch: Batch
 ) -> tuple[Float[Array, "b h w k"], dict[str, Float[Array, "b _ _ _"]]]:
+    if batch.outputs and isinstance(segmenter, nn.Module):  # a chain hands them on
+        segmenter, variables = Precomputed(segmenter.num_classes, segmenter.dtype), {}
     return segmenter.apply(variables, batch.image, **batch.outputs)
 
 
@@ -127,7 +130,7 @@ def make_refiner_loss(
     through which no gradient flows: training then sees what the loop of Eq. 6 visits.
 
     Args:
-      segmenter: gives y and h.
+      segmenter: gives y and h, where they do not come with a batch.
       refiner: reconstructs the truth from the corrupted y and h.
       start: what is corrupted: "y" (training scenario 1 of Figure 1: DAE(y)) or
         "y_true" (scenario 2: DAE(y_true); void pixels are all zeros before noise).

@@ -84,6 +84,7 @@ def _is_one_of(*known: str) -> _Rule:
 _COUNT = _Rule(functools.partial(_is_count, least=1), "1 or more")
 _COUNT_OR_ZERO = _Rule(functools.partial(_is_count, least=0), "0 or more")
 _NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and value >= 0, "0 or more")
+_SHARE = _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "0 to 1")
 _UP_TO_ONE = _Rule(
     lambda value: _is_number(value) and 0 < value <= 1, "above 0 up to 1"
 )
@@ -148,9 +149,8 @@ _RULES: dict[str, _Rule] = {
         lambda value: _are_numbers(_to_list(value)) and min(_to_list(value)) >= 1,
         "1 or more, of 255 levels",
     ),
-    "flip_probability": _Rule(
-        lambda value: _is_number(value) and 0 <= value <= 1, "0 to 1"
-    ),
+    "flip_probability": _SHARE,
+    "unpool_fill": _SHARE,
 }
 
 
@@ -223,6 +223,11 @@ def check_crops(
                 raise UserError(
                     f"{key} is None, but the training images are of {len(sizes)} sizes"
                 )
+            if reads_frames(network[phase]) and len(sizes) > 1:
+                raise UserError(
+                    f"config.{name}.{phase}.inputs is 'frames', but the training "
+                    f"images are of {len(sizes)} sizes"
+                )
             if crop and (crop[0] > height or crop[1] > width):
                 raise UserError(
                     f"{key} is {crop[0]}x{crop[1]}, but there are training images of "
@@ -246,6 +251,7 @@ def _check_refiners(settings: Mapping[str, Any]) -> None:
     for name in names:
         _check_end_to_end(name, known[name], settings["segmenter"])
         _check_objective(name, known[name])
+        _check_inputs(name, known[name], settings["segmenter"])
         _check_followed(name, names, known)
     titles = [known[name]["title"] for name in names]
     for entries, what in ((names, "name"), (titles, "title")):
@@ -301,6 +307,33 @@ def _check_end_to_end(
             f"config.refiner.{name}.objective.proposal_cross_entropy is {weight!r}, "
             "but y is frozen; expected 0 unless end_to_end"
         )
+
+
+def reads_frames(training: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether a phase of training takes y and h from whole frames."""
+    return "inputs" in training and training["inputs"] == "frames"
+
+
+def _check_inputs(
+    name: str, refiner: Mapping[str, Any], segmenter: Mapping[str, Any]
+) -> None:
+    """What is computed once of a frame must be what is wanted of it every time."""
+    for phase in ("training", "fine_tuning") if "training" in refiner else ():
+        training, key = refiner[phase], f"config.refiner.{name}.{phase}.inputs"
+        inputs = training.get("inputs", "crops")
+        if inputs not in ("crops", "frames"):
+            raise UserError(f"{key} is {inputs!r}, expected one of crops, frames")
+        obstacles = {
+            "jitter is above 0": training["jitter"],
+            "end_to_end is True": refiner["end_to_end"],
+            "the segmenter is 'precomputed'": segmenter["name"] == "precomputed",
+            "the segmenter normalises by the statistics of a batch": (
+                segmenter["model"].get("statistics") == "batch"
+            ),
+        }
+        for obstacle, stands in obstacles.items():
+            if stands and reads_frames(training):
+                raise UserError(f"{key} is 'frames', but {obstacle}; expected 'crops'")
 
 
 def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The stages of an experiment; each goes on from what the workdir holds."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -31,6 +32,7 @@ from iterinf.devices import collect, gather, replicate
 from iterinf.errors import UserError
 from iterinf.evaluation import compute_mean_iou
 from iterinf.files import has_file, read_arrays, write_arrays, write_json
+from iterinf.frames import add_frames, list_outputs
 from iterinf.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.metrics import confusion_matrix
 from iterinf.objectives import (
@@ -59,6 +61,7 @@ from iterinf.settings import (
     has_results,
     keep_settings,
     list_trained,
+    reads_frames,
 )
 from iterinf.statistics import estimate_statistics
 from iterinf.trainer import Trainer
@@ -121,6 +124,13 @@ class Experiment:
             refiner, settings = self.create_refiner(name), self.config.refiner[name]
             if "training" in settings:
                 make_refiner_loss(self.segmenter, refiner, **settings.objective)
+                phases = (settings.training, settings.fine_tuning)
+                if self.segmenter.feature_offset and any(map(reads_frames, phases)):
+                    raise UserError(
+                        f"config.refiner.{name} has inputs 'frames', but no crop "
+                        "begins where the segmenter's features do, before the image; "
+                        "expected 'crops', or another padding of the segmenter"
+                    )
 
     def check_data(self) -> dict[str, SplitCensus]:
         """Reads every record; crops must lie inside every training image.
@@ -302,12 +312,21 @@ class Experiment:
             return params
         if settings.end_to_end:
             params["segmenter"] = frozen["segmenter"]["params"]
+        open_frames = functools.partial(
+            add_frames,
+            self.dataset.train,
+            self.workdir / "segmenter" / "frames",
+            list_outputs(refiner),
+            self.segmenter,
+            frozen["segmenter"],
+            show_progress=self.config.progress,
+        )
         objective = settings.objective
         weights = {
             "squared_error": objective.squared_error,
             "cross_entropy": objective.cross_entropy,
         }
-        return self._trainer.fit(
+        return dataclasses.replace(self._trainer, open_frames=open_frames).fit(
             params,
             make_refiner_loss(self.segmenter, refiner, **objective),
             self._make_validation(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from iterinf.compilation import compile_for_once
 from iterinf.data import Split
 from iterinf.data.loader import make_train_batches
 from iterinf.devices import DividedBatches, replicate
+from iterinf.settings import reads_frames
 from iterinf.training import (
     LossFunction,
     Params,
@@ -36,6 +38,8 @@ class Trainer:
       num_threads: that read batches ahead.
       trace_steps: of each phase, see `iterinf.tracing`.
       checkpoint_seconds: at least, between checkpoints.
+      open_frames: gives the split of phases whose `inputs` are "frames"; called where
+        such a phase has steps to go.
     """
 
     split: Split
@@ -44,6 +48,7 @@ class Trainer:
     num_threads: int
     trace_steps: int
     checkpoint_seconds: float
+    open_frames: Callable[[], Split] | None = None
 
     def initialise(self, network: nn.Module, inputs: Any) -> Params:
         """A network's parameters before training."""
@@ -139,8 +144,11 @@ class Trainer:
 
     def make_batches(self, training: ConfigDict, first_batch: int) -> DividedBatches:
         """A phase's batches from the n-th on, cut over the devices; to be closed."""
+        split = self.split
+        if self.open_frames and reads_frames(training):
+            split = self.open_frames()
         batches = make_train_batches(
-            self.split,
+            split,
             batch_size=training.batch_size,
             crop_size=training.crop_size,
             flip_probability=training.flip_probability,

@@ -266,7 +266,9 @@ def fit(
             donate_argnums=0,
             out_shardings=create_replication(),
         )
-        batches = stack.enter_context(contextlib.closing(make_batches(int(state.step))))
+        if not progress.finished:
+            batches = make_batches(int(state.step))
+            stack.enter_context(contextlib.closing(batches))
         trace = stack.enter_context(
             contextlib.closing(StepTrace(folder / "trace", trace_steps))
         )

@@ -46,6 +46,7 @@ QUESTIONS = (
     Question("Generated streets, three seeds", "quickstart_seeds", False),
     Question("Does recycling make the loop pay?", "quickstart_recycling", False),
     Question("CamVid at half size, FCN-8, three seeds", "camvid_small_seeds", True),
+    Question("CamVid at half size, FCN-8 from VGG16", "camvid_vgg16_seeds", True),
     Question(
         "CamVid at half size, FC-DenseNet, three seeds",
         "camvid_small_densenet_seeds",

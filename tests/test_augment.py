@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iterinf.data.augment import crop_randomly, flip_randomly, jitter_color
+from iterinf.data.augment import crop_randomly, flip_randomly, jitter_color, mirror
 from iterinf.data.dataset import Record
 from iterinf.errors import UserError
 
@@ -79,6 +79,29 @@ def test_outputs_are_flipped_with_their_image():
     flipped = flip_randomly(record, np.random.default_rng(0), 1.0)
     for name, array in record.outputs.items():
         np.testing.assert_array_equal(flipped.outputs[name], array[:, ::-1])
+
+
+@pytest.mark.parametrize(("width", "shift"), [(13, 1), (12, 0)])
+def test_a_mirrored_record_is_cropped_where_the_same_pixels_lie(width, shift):
+    """To the cell; a flip takes it as it is, with outputs of its own."""
+    record = make_record_with_outputs()
+    record = Record(
+        record.image[:, :width], record.label[:, :width], "", record.outputs
+    )
+    other = mirror(record)._replace(outputs={"pool2": record.outputs["pool2"] + 100})
+    record = record._replace(mirrored=other)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        crop = crop_randomly(record, rng, (8, 4))
+        flipped = flip_randomly(crop, rng, 1.0)
+        top, left = divmod(int(crop.label[0, 0]), 13)
+        columns = slice(left + shift, left + shift + 4)
+        same = record.label[top : top + 8, columns][:, ::-1]
+        np.testing.assert_array_equal(flipped.label, same)
+        np.testing.assert_array_equal(flipped.image[..., 0], same)
+        cells = [[[top, width // 4 * 4 - 4 - left]], [[top + 4, 8 - left]]]
+        np.testing.assert_array_equal(flipped.outputs["pool2"], np.array(cells) + 100)
+        assert flip_randomly(crop, rng, 0.0) is crop
 
 
 def test_flip_has_its_probability():

@@ -22,6 +22,7 @@ from iterinf.objectives import propose, to_unit_range
 from iterinf.pipeline import read_pipeline
 from iterinf.prediction import segment
 from iterinf.report.trajectories import unpack_maps
+from iterinf.segmenters.precomputed import Precomputed
 from iterinf.stages import Experiment
 from tests import tiny
 from tests.test_export import call, take_refiner
@@ -44,6 +45,20 @@ def test_proposes_what_the_loop_has_reached():
     np.testing.assert_allclose(found.y, refined, atol=1e-6)
     assert np.abs(found.y - first.y).max() > 0.01
     jax.tree.map(np.testing.assert_array_equal, found.features, first.features)
+
+
+def test_starts_from_another_networks_outputs(rng):
+    networks, split = make_problem()
+    batch = to_unit_range(jax.tree.map(jnp.asarray, split))
+    y = rng.dirichlet(np.ones(3), batch.label.shape).astype(np.float32)
+    batch = batch._replace(outputs={"probabilities": jnp.asarray(y)})
+    chain = Chain(Precomputed(3), Loop(Refiner(), 0.3, 4, 0.0))
+    first = propose(chain.segmenter, {}, batch)
+    np.testing.assert_allclose(first.y, y, atol=1e-6)
+    found = propose(chain, networks | {"segmenter": {}}, batch)
+    refined = chain.loop.refine(networks["refiner"], first).y
+    np.testing.assert_allclose(found.y, refined, atol=1e-6)
+    assert np.abs(found.y - first.y).max() > 0.01
 
 
 def get_config():

@@ -20,6 +20,7 @@ from iterinf.files import (
     read_lines,
     write_arrays,
     write_atomically,
+    write_in_parts,
     write_json,
 )
 
@@ -83,6 +84,24 @@ def test_the_last_file_that_fails_leaves_the_first_as_it_was(tmp_path):
         write_atomically({tmp_path / "x": b"new", tmp_path / "file" / "y": b"new"})
     assert (tmp_path / "x").read_bytes() == b"old"
     assert list_names(tmp_path) == ["file", "x"]
+
+
+def test_files_come_part_by_part_or_not_at_all(tmp_path):
+    paths = [tmp_path / "a" / name for name in "xy"]
+
+    def list_parts(last):
+        yield {paths[0]: b"1", paths[1]: b"2"}
+        assert not paths[0].exists()
+        if last:
+            raise UserError("the second part cannot be computed")
+        yield {paths[1]: b"3"}
+
+    with pytest.raises(UserError, match="the second part"):
+        write_in_parts(paths, list_parts(last=True))
+    assert list_names(tmp_path / "a") == []
+    write_in_parts(paths, list_parts(last=False))
+    assert [path.read_bytes() for path in paths] == [b"1", b"23"]
+    assert list_names(tmp_path / "a") == ["x", "y"]
 
 
 def test_killed_before_the_move_the_old_file_is_left(tmp_path):

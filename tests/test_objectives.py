@@ -1,5 +1,7 @@
 """What is trained and validated, against the formulas written out."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,28 @@ def test_a_proposal_holds_probabilities_features_and_image(batch, variables):
     np.testing.assert_allclose(candidate.y, expected, atol=1e-6)
     np.testing.assert_array_equal(candidate.features["input"], 2 * batch.image)
     np.testing.assert_array_equal(candidate.image, batch.image)
+
+
+def test_outputs_of_a_batch_stand_in_for_the_segmenter(batch, rng):
+    """It does not run: its variables are not there."""
+
+    class Broken(Segmenter):
+        num_classes: int = NUM_CLASSES
+        dtype: Any = jnp.float32
+
+    y = jnp.asarray(rng.dirichlet(np.ones(3), (2, 4, 5)), jnp.float32)
+    pool1 = jnp.ones((2, 2, 2, 1), jnp.float16)
+    given = batch._replace(outputs={"probabilities": y, "pool1": pool1})
+    candidate = propose(Broken(), {}, given)
+    np.testing.assert_allclose(candidate.y, y, atol=1e-6)
+    assert candidate.features.keys() == {"input", "pool1"}
+    np.testing.assert_array_equal(candidate.features["pool1"], np.ones((2, 2, 2, 1)))
+    compute_loss = make_refiner_loss(Broken(), Echo(), start="y", sigma=0.0)
+    params = {"refiner": {"scale": jnp.asarray(2.0)}}
+    found = compute_loss(params, {}, given, KEY)
+    logits = 2.0 * (y + batch.image)
+    expected = compute_reconstruction_loss(logits, batch.label)
+    np.testing.assert_allclose(found.total, expected.total, rtol=1e-5)
 
 
 def test_trained_parameters_take_the_place_of_frozen_ones():

@@ -29,6 +29,8 @@ VARIANTS = [
     {"feature_offset": 7, "features": ("input", "pool1")},
     {"decoder": "transposed"},
     {"skip_connections": True, "relu_decoder": False},
+    {"unpool_fill": 0.5, "full_size_skip": True, "feature_offset": 7},
+    {"unpool_fill": 0.5, "switches": "tied"},
     {"start_as_identity": True, "skip_connections": True, "decoder": "transposed"},
 ]
 
@@ -124,6 +126,13 @@ def convolve(x, layer):
     return x + layer["bias"].reshape(1, 1, 1, -1)
 
 
+def upsample_nearest(x, size):
+    """Repeats every value in its 2x2 window; an odd last row or column is zeros."""
+    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    missing = [(0, n - m) for n, m in zip(size, x.shape[1:3], strict=True)]
+    return jnp.pad(x, ((0, 0), *missing, (0, 0)))
+
+
 def reconstruct_by_concatenation(params, candidate, refiner):
     """Section 4.3 word by word: one convolution reads [pooled, h]."""
     border = refiner.feature_offset
@@ -141,11 +150,16 @@ def reconstruct_by_concatenation(params, candidate, refiner):
                 joined = [layer["kernel"], params[f"join_{name}"]["kernel"]]
                 layer["kernel"] = jnp.concatenate(joined, axis=2)
         x = nn.relu(convolve(x, layer))
+        full = x if level == 0 else full
         sizes.append(x.shape[1:3])
         x, switch = iterinf.max_pool_with_switches(x)
         switches.append(switch)
     for i in range(levels):
-        x = iterinf.max_unpool(x, switches[levels - 1 - i], sizes[levels - 1 - i])
+        switch, size = switches[levels - 1 - i], sizes[levels - 1 - i]
+        fill = refiner.unpool_fill * upsample_nearest(x, size)
+        x = fill + (1 - refiner.unpool_fill) * iterinf.max_unpool(x, switch, size)
+        if refiner.full_size_skip and i == levels - 1:
+            x = x + full
         x = convolve(x, params[f"up_{i}"])
         x = nn.relu(x) if i < levels - 1 else x
     return nn.softmax(x[:, border : border + height, border : border + width])
@@ -153,10 +167,15 @@ def reconstruct_by_concatenation(params, candidate, refiner):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"features": ("input", "pool1", "pool2"), "feature_offset": 5}],
+    [
+        {},
+        {"features": ("input", "pool1", "pool2"), "feature_offset": 5},
+        {"unpool_fill": 0.7},
+        {"full_size_skip": True, "features": ("input",)},
+    ],
     ids=str,
 )
-def test_conditioning_equals_a_convolution_of_the_concatenation(rng, options):
+def test_the_dae_equals_its_definition(rng, options):
     refiner = create_small(**options)
     candidate = make_candidate(rng, (11, 14), refiner.feature_offset)
     variables = init(refiner, candidate)
@@ -189,6 +208,28 @@ def test_start_as_identity_returns_y(rng):
     sure = jax.nn.one_hot(jnp.argmax(candidate.y, axis=-1), 3)
     found = jax.jit(refiner.apply)(variables, candidate._replace(y=sure))
     np.testing.assert_allclose(found, sure, atol=2.1e-4)  # clipped at 1e-4
+
+
+def test_an_anchored_dae_adds_to_the_first_y(rng):
+    """f(y, h) + log y_0 are its logits; without the anchor, f(y, h) + log y."""
+    anchored, free = (
+        create_small(start_as_identity=True, anchored=a) for a in (True, False)
+    )
+    first = make_candidate(rng, (13, 18))
+    y = make_candidate(rng, (13, 18)).y
+    variables = init(anchored, first)
+
+    def reconstruct(refiner):
+        condition = refiner.apply(variables, first, method="condition")
+        return refiner.apply(variables, y, condition, method="reconstruct")
+
+    found, other = jax.jit(lambda: (reconstruct(anchored), reconstruct(free)))()
+    expected = nn.softmax(jnp.log(other) - jnp.log(y) + jnp.log(first.y))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    apply = jax.jit(anchored.apply)  # one reconstruction of the first y: no difference
+    np.testing.assert_array_equal(
+        apply(variables, first), jax.jit(free.apply)(variables, first)
+    )
 
 
 def test_skip_connections_add_the_pooled_maps(rng):
@@ -362,16 +403,19 @@ def test_a_feature_that_the_segmenter_lacks_is_answered_with_those_it_gives(rng)
         jax.eval_shape(create_small().init, jax.random.key(0), candidate)
 
 
-def test_a_dae_without_y_is_a_function_of_h(rng):
+@pytest.mark.parametrize(
+    "identity", [{}, {"start_as_identity": True, "anchored": True}]
+)
+def test_a_dae_without_y_is_a_function_of_h(rng, identity):
     """Whatever y is, r is that of the uniform distribution."""
-    options = {"widths": (4, 6), "features": ("pool1",)}
+    options = {"widths": (4, 6), "features": ("pool1",)} | identity
     refiner = iterinf.create_refiner("dae", num_classes=3, reads_y=False, **options)
     reading = iterinf.create_refiner("dae", num_classes=3, **options)
     y = jnp.asarray(rng.dirichlet(np.ones(3), (2, 12, 16)), jnp.float32)
     features = {"pool1": jnp.asarray(rng.normal(size=(2, 6, 8, 5)), jnp.float32)}
     candidate = iterinf.Candidate(y, features, jnp.zeros((2, 12, 16, 3)))
-    variables = jax.jit(refiner.init)(jax.random.key(0), candidate)
+    variables = init(refiner, candidate)
     found = refiner.apply(variables, candidate)
     uniform = candidate._replace(y=jnp.full_like(y, 1 / 3))
-    np.testing.assert_array_equal(found, reading.apply(variables, uniform))
+    np.testing.assert_allclose(found, reading.apply(variables, uniform), atol=1e-6)
     assert np.abs(found - reading.apply(variables, candidate)).max() > 1e-3

@@ -6,7 +6,13 @@ import pytest
 
 from configs import base, precomputed, released_2017_fc_densenet103
 from iterinf.errors import UserError
-from iterinf.settings import check_crops, check_settings, flatten, keep_settings
+from iterinf.settings import (
+    check_crops,
+    check_settings,
+    flatten,
+    keep_settings,
+    reads_frames,
+)
 from tests import tiny
 
 
@@ -241,6 +247,63 @@ def test_a_network_that_ran_elsewhere_is_not_trained_end_to_end():
     config.refiner.dae_y.end_to_end = True
     with pytest.raises(UserError, match="end_to_end is True, but the segmenter is not"):
         check_settings(json.loads(config.to_json()))
+
+
+FRAMES = {"refiner__dae_y__training__inputs": "frames"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"refiner__dae_y__training__inputs": "images"},
+            "is 'images', expected one of",
+        ),
+        (
+            {"refiner__dae_y__fine_tuning__inputs": "y"},
+            "is 'y', expected one of crops, ",
+        ),
+        (FRAMES | {"refiner__dae_y__training__jitter": 0.1}, "but jitter is above 0"),
+        (FRAMES | {"refiner__dae_y__end_to_end": True}, "but end_to_end is True"),
+    ],
+)
+def test_what_is_computed_once_must_be_wanted_every_time(changes, message):
+    check_settings(make_settings(**FRAMES))
+    with pytest.raises(
+        UserError, match=rf"config.refiner.dae_y.\w+.inputs .*{message}"
+    ):
+        check_settings(make_settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (precomputed, "the segmenter is 'precomputed'"),
+        (released_2017_fc_densenet103, "normalises by the statistics of a batch"),
+    ],
+)
+def test_segmenters_whose_frames_are_not_computed_once(module, message):
+    config = module.get_config()
+    name = next(n for n in config.refiners if config.refiner[n].name == "dae")
+    config.refiner[name].training.inputs = "frames"
+    with pytest.raises(UserError, match=f"inputs is 'frames', but .*{message}"):
+        check_settings(json.loads(config.to_json()))
+
+
+def test_frames_are_of_one_size():
+    settings = make_settings(**FRAMES)
+    check_crops(settings, {(32, 48)}, 1)
+    with pytest.raises(
+        UserError, match="dae_y.training.inputs is 'frames', but .* 2 s"
+    ):
+        check_crops(settings, {(32, 48), (40, 60)}, 1)
+
+
+def test_a_config_without_the_key_trains_on_crops():
+    settings = make_settings()
+    del settings["refiner"]["dae_y"]["training"]["inputs"]
+    check_settings(settings)
+    assert not reads_frames(settings["refiner"]["dae_y"]["training"])
 
 
 def test_where_the_data_lies_is_free_and_its_scale_is_not(tmp_path):

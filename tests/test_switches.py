@@ -76,6 +76,18 @@ def test_unpooling_equals_a_loop(rng, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_a_filled_window_holds_a_share_of_the_value(rng, size):
+    _, switches = pool(make_ties(rng, size))
+    values = make_normal(rng, switches.shape)
+    found = iterinf.max_unpool(values, switches, size, fill=0.25)
+    everywhere = sum(
+        unpool_by_loop(values, np.full_like(switches, i), size) for i in range(4)
+    )
+    at_switches = unpool_by_loop(values, switches, size)
+    np.testing.assert_allclose(found, 0.25 * everywhere + 0.75 * at_switches, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_unpooling_the_pooled_keeps_the_maxima_in_place(rng, size):
     x = make_normal(rng, (2, *size, 3))
     pooled, switches = pool(x)

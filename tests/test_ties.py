@@ -39,7 +39,8 @@ def test_without_ties_it_is_the_switch(rng):
     pooled, ties = max_pool_with_ties(x)
     expected, switches = iterinf.max_pool_with_switches(x)
     np.testing.assert_array_equal(pooled, expected)
-    np.testing.assert_array_equal(
-        max_unpool_ties(pooled, ties, (6, 8)),
-        iterinf.max_unpool(expected, switches, (6, 8)),
-    )
+    for fill in (0.0, 0.5):
+        np.testing.assert_array_equal(
+            max_unpool_ties(pooled, ties, (6, 8), fill=fill),
+            iterinf.max_unpool(expected, switches, (6, 8), fill=fill),
+        )

@@ -15,7 +15,8 @@ def crop_randomly(
 ) -> Record:
     """Cuts the same window out of all arrays, each place equally likely.
 
-    Where there are outputs, windows begin at multiples of the coarsest one's stride.
+    Where there are outputs, windows begin at multiples of the coarsest one's stride: in
+    a mirrored record at the one that is nearest to where the same pixels lie.
 
     Raises:
       UserError: if the window, (height, width), is larger than the image.
@@ -27,8 +28,19 @@ def crop_randomly(
             f"{format_size(record.label)}"
         )
     coarsest = find_stride(record.outputs)
+    last = (shape[1] - width) // coarsest
     top = coarsest * int(rng.integers((shape[0] - height) // coarsest + 1))
-    left = coarsest * int(rng.integers((shape[1] - width) // coarsest + 1))
+    column = int(rng.integers(last + 1))
+    cropped = _cut(record, top, coarsest * column, size)
+    if record.mirrored is None:
+        return cropped
+    mirrored = _cut(record.mirrored, top, coarsest * (last - column), size)
+    return cropped._replace(mirrored=mirrored)
+
+
+def _cut(record: Record, top: int, left: int, size: tuple[int, int]) -> Record:
+    """Cuts a window out of a record's own arrays."""
+    height, width = size
 
     def cut(array: np.ndarray, stride: int = 1) -> np.ndarray:
         rows = slice(top // stride, top // stride + height // stride)
@@ -42,12 +54,16 @@ def crop_randomly(
 def flip_randomly(
     record: Record, rng: np.random.Generator, probability: float
 ) -> Record:
-    """Mirrors all arrays left to right, with the given probability."""
+    """Mirrors all arrays left to right, or takes `mirrored`, with this probability."""
     if rng.random() >= probability:
         return record
-    image, label, name, outputs = record
-    outputs = {key: array[:, ::-1] for key, array in outputs.items()}
-    return Record(image[:, ::-1], label[:, ::-1], name, outputs)
+    return mirror(record) if record.mirrored is None else record.mirrored
+
+
+def mirror(record: Record) -> Record:
+    """Mirrors all arrays left to right."""
+    outputs = {name: array[:, ::-1] for name, array in record.outputs.items()}
+    return Record(record.image[:, ::-1], record.label[:, ::-1], record.name, outputs)
 
 
 def jitter_color(

@@ -20,6 +20,7 @@ class Record(NamedTuple):
     label: UInt8[np.ndarray, "h w"]  # 0..k-1; k: void
     name: str
     outputs: Mapping[str, Float[np.ndarray, "_ _ _"]] = FrozenDict()  # data/outputs.py
+    mirrored: "Record | None" = None  # left to right, where that has outputs of its own
 
 
 class Split:

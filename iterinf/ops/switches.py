@@ -32,9 +32,9 @@ def _pool_even_backward(switches, cotangents):
 _pool_even.defvjp(_pool_even_forward, _pool_even_backward)
 
 
-def _unpool_even(x, switches):
-    zero = jnp.zeros((), x.dtype)
-    return join_corners([jnp.where(switches == i, x, zero) for i in range(4)])
+def _unpool_even(x, switches, fill=0.0):
+    rest = fill * x if fill else jnp.zeros((), x.dtype)
+    return join_corners([jnp.where(switches == i, x, rest) for i in range(4)])
 
 
 def join_corners(
@@ -71,14 +71,18 @@ def max_unpool(
     x: Float[Array, "b h w c"],
     switches: UInt8[Array, "b h w c"],
     shape: Size,
+    *,
+    fill: float = 0.0,
 ) -> Float[Array, "b _ _ c"]:
-    """Puts each value back where its maximum stood, zeros elsewhere.
+    """Puts each value back where its maximum stood, `fill` times it elsewhere.
 
     Args:
       x: values, one a window.
       switches: positions in the window, from `max_pool_with_switches`.
       shape: (height, width) of the result, 2h or 2h + 1 by 2w or 2w + 1: an odd last
         row or column is filled with zeros.
+      fill: what share of its value the other three positions of a window get: 0 is
+        unpooling as published, 1 is nearest-neighbour upsampling.
 
     Returns:
       The unpooled map, of x's dtype.
@@ -91,6 +95,6 @@ def max_unpool(
     height, width = shape
     if (height // 2, width // 2) != x.shape[1:3]:
         raise ValueError(f"{x.shape[1:3]} windows of 2x2 do not tile shape {shape}")
-    unpooled = _unpool_even(x, switches)
+    unpooled = _unpool_even(x, switches, fill)
     rows, columns = height - unpooled.shape[1], width - unpooled.shape[2]
     return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))

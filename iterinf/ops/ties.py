@@ -37,20 +37,23 @@ def max_unpool_ties(
     x: Float[Array, "b h w c"],
     ties: UInt8[Array, "b h w c"],
     shape: Size,
+    *,
+    fill: float = 0.0,
 ) -> Float[Array, "b _ _ c"]:
-    """Puts each value back to every position where its maximum stood, zeros elsewhere.
+    """Puts each value back to every position where its maximum stood.
 
     Args:
       x: values, one a window.
       ties: from `max_pool_with_ties`.
       shape: (height, width) of the result; an odd last row or column is zeros.
+      fill: what share of its value the other positions of a window get.
 
     Returns:
       The unpooled map, of x's dtype.
     """
-    zero = jnp.zeros((), x.dtype)
+    rest = fill * x if fill else jnp.zeros((), x.dtype)
     unpooled = join_corners(
-        [jnp.where(ties & jnp.uint8(1 << i), x, zero) for i in range(4)]
+        [jnp.where(ties & jnp.uint8(1 << i), x, rest) for i in range(4)]
     )
     rows, columns = shape[0] - unpooled.shape[1], shape[1] - unpooled.shape[2]
     return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))

@@ -23,9 +23,10 @@ _POOLING = {
 
 
 class Condition(NamedTuple):
-    """What h contributes, computed once an image: {name of the layer: W_h * h}."""
+    """What does not change while y does, computed once an image."""
 
-    contributions: dict[str, Float[Array, "b _ _ _"]]
+    contributions: dict[str, Float[Array, "b _ _ _"]]  # W_h * h, by name of h's layer
+    log_y: Float[Array, "b h w k"] | None  # of the first y; None: not read
 
 
 class DAE(Refiner):
@@ -50,10 +51,18 @@ class DAE(Refiner):
         (pool4 alone, no skip connections) this is a lower bound of that.
       decoder: "unpool" (by switches) or "transposed" (2x2 transposed convolutions of
         stride 2 in place of unpooling: the ablation of section 4.3).
+      unpool_fill: what share of a value unpooling also writes to the other three
+        positions of its window, 0 to 1; 0 as published. Zeros there make speckled label
+        maps (docs/method.md).
       relu_decoder: ReLU in the upsampling path; False as released in 2017.
       skip_connections: adds the output of pooling l - 1 to up-level l, before ReLU.
+      full_size_skip: adds the output of the first convolution and ReLU, before pooling,
+        to what the last convolution reads.
       start_as_identity: the last convolution starts at zero and adds to log y, so
         that training starts from r(y) = y.
+      anchored: what it adds to is log y_0, of the first y, in all iterations, as a
+        CRF's unary term is. Training is the same; without it every iteration adds the
+        same correction once more, so that a long loop becomes sure of everything.
       switches: "first" (of equal maxima, the first is the switch) or "tied" (all are,
         as released in 2017).
       switch_noise: standard deviation of Gaussian noise on y in passes of their own,
@@ -70,9 +79,12 @@ class DAE(Refiner):
     features: tuple[str, ...] = ("pool4",)
     reads_y: bool = True
     decoder: str = "unpool"
+    unpool_fill: float = 0.0
     relu_decoder: bool = True
     skip_connections: bool = False
+    full_size_skip: bool = False
     start_as_identity: bool = False
+    anchored: bool = False
     switches: str = "first"
     switch_noise: float = 0.0
     feature_dropout: float = 0.0
@@ -143,7 +155,8 @@ class DAE(Refiner):
             if name == "input":
                 h = _pad(h, self.feature_offset)
             contributions[name] = self.join[name](keep * h if train else h)
-        return Condition(contributions)
+        anchored = self.start_as_identity and self.anchored and self.reads_y
+        return Condition(contributions, _log(candidate.y) if anchored else None)
 
     def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
@@ -154,19 +167,21 @@ class DAE(Refiner):
         height, width = y.shape[1:3]
         offset = self.feature_offset
         last = len(self.widths) - 1
-        pooled, switches, sizes = self._pool(y, condition, last)
+        full, pooled, switches, sizes = self._pool(y, condition, last)
         if self.switch_noise:
             for level in range(last + 1):
                 noise = self.switch_noise * _draw_noise(y, level)
-                switches[level] = self._pool(y + noise, condition, level)[1][level]
+                switches[level] = self._pool(y + noise, condition, level)[2][level]
         _, unpool = _POOLING[self.switches]
         x = pooled[last]
         for i, convolution in enumerate(self.up):
             level = last - i
             if self.decoder == "unpool":
-                x = unpool(x, switches[level], sizes[level])
+                x = unpool(x, switches[level], sizes[level], fill=self.unpool_fill)
             else:
                 x = _pad_to(self.expand[i](x).astype(self.dtype), sizes[level])
+            if not level and self.full_size_skip:
+                x = x + full
             x = convolution(x).astype(self.dtype)
             if level and self.skip_connections:
                 x = x + pooled[level - 1]
@@ -175,13 +190,19 @@ class DAE(Refiner):
         logits = x[:, offset : offset + height, offset : offset + width]
         logits = logits.astype(jnp.float32)
         if self.start_as_identity:
-            logits = logits + jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
+            log_y = _log(y) if condition.log_y is None else condition.log_y
+            logits = logits + log_y
         return logits
 
     def _pool(
         self, y: Float[Array, "b h w k"], condition: Condition, last: int
-    ) -> tuple[list[Array], list[Array], list[Size]]:
-        """Goes down to level `last`: outputs, switches and sizes before pooling."""
+    ) -> tuple[Array, list[Array], list[Array], list[Size]]:
+        """Goes down to level `last`.
+
+        Returns:
+          What the first pooling reads; of all levels, what pooling gives, its switches,
+          and the size before it.
+        """
         pool, _ = _POOLING[self.switches]
         x = _pad(y.astype(self.dtype), self.feature_offset)
         pooled, switches, sizes = [], [], []
@@ -191,10 +212,13 @@ class DAE(Refiner):
                 if _FEATURE_LEVELS[name] == level:
                     x = x + contribution
             sizes.append(x.shape[1:3])
-            x, switch = pool(nn.relu(x))
+            x = nn.relu(x)
+            if level == 0:
+                full = x
+            x, switch = pool(x)
             pooled.append(x)
             switches.append(switch)
-        return pooled, switches, sizes
+        return full, pooled, switches, sizes
 
 
 def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k"]:
@@ -207,6 +231,10 @@ def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k
         return jax.random.normal(key, image.shape, image.dtype)
 
     return jax.lax.stop_gradient(jax.vmap(draw)(y))
+
+
+def _log(y: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+    return jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
 
 
 def _pad(x: Array, offset: int) -> Array:

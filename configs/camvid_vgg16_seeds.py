@@ -1,0 +1,18 @@
+"""configs/camvid_vgg16.py at two seeds of training.
+
+python -m launch.evidence --only=camvid_vgg16_seeds --workdir=runs/evidence \
+  -- --config.dataset.options.path=PATH_OF_CAMVID
+"""
+
+from configs import camvid_vgg16
+
+
+def get_config():
+    """Changes nothing: the grid does."""
+    return camvid_vgg16.get_config()
+
+
+def grid(add):
+    """A training of the segmenter takes over an hour of two cores."""
+    for seed in range(2):
+        add(seed=seed)
