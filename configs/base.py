@@ -205,12 +205,13 @@ def create_selection(**changes) -> ConfigDict:
     )
 
 
-def create_dense_crf() -> ConfigDict:
+def create_dense_crf(title: str = "CRF", follows: str = "") -> ConfigDict:
     """Keys of a dense CRF, which is not trained: validation chooses its numbers."""
     return ConfigDict(
         {
             "name": "dense_crf",
-            "title": "CRF",
+            "title": title,
+            "follows": follows,  # a key of `refiner` whose result it starts from; "": y
             "model": {
                 "spatial_width": 3.0,  # pixels
                 "spatial_weight": 3.0,
@@ -423,6 +424,7 @@ def get_config() -> ConfigDict:
             "dae_y": create_dae("DAE(y)", start="y", sigma=0.1),
             "dae_ytrue": create_dae("DAE(y_true)", start="y_true", sigma=0.5),
             "dae_no_y": create_dae_without_y(),
+            "dense_crf_after_dae_y": create_dense_crf("DAE(y), then CRF", "dae_y"),
         }
     )
 

@@ -6,7 +6,8 @@ and all pools up to pool4, have skip connections, a linear decoder, unpooling th
 its windows and a start as the identity, anchored to the first y (docs/method.md), and
 keep an average of their parameters. All refiners are trained on what the segmenter
 gives for whole frames. The context module and the CRF-RNN have 40 and 12 epochs, the
-CRF 12 of the 36 choices. docs/results.md says what else was tried.
+CRF, alone and after DAE(y), 12 of the 36 choices. docs/results.md says what else was
+tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
   --config.dataset.options.path=PATH_OF_CAMVID
@@ -66,8 +67,11 @@ def get_config():
             ema_decay=0.99,
             inputs="frames",
         )
-    config.refiner.dense_crf.selection.parameters.update(
-        color_width=(13.0,), bilateral_weight=(3.0, 10.0)
-    )
+    for name in ("dense_crf", "dense_crf_after_dae_y"):
+        config.refiner[name].selection.parameters.update(
+            color_width=(13.0,), bilateral_weight=(3.0, 10.0)
+        )
+    *others, main = config.refiners
+    config.refiners = (*others, "dense_crf_after_dae_y", main)
     config.evaluation.update(batch_size=5, sweep_batch_size=5)
     return config

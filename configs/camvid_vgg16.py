@@ -22,5 +22,5 @@ def get_config():
     segmenter.init_from = "data/vgg16.safetensors"
     segmenter.training.update(crop_size=(112, 112), num_epochs=40, patience=12)
     segmenter.training.optimizer.update(learning_rate=1e-4, decay_per_epoch=0.93)
-    config.refiners = ("dense_crf", "dae_no_y", "dae_y")
+    config.refiners = ("dense_crf", "dae_no_y", "dense_crf_after_dae_y", "dae_y")
     return config

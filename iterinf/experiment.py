@@ -15,7 +15,6 @@ from iterinf.data.dataset import stack_records
 from iterinf.errors import UserError
 from iterinf.export import export_workdir
 from iterinf.files import has_file, read_arrays, read_lines
-from iterinf.objectives import replace_numbers
 from iterinf.picture_files import predict_files
 from iterinf.pipeline import set_test_dtype
 from iterinf.prediction import refine_labels, segment
@@ -37,7 +36,7 @@ from iterinf.report.results import (
 from iterinf.report.table import check_class_names
 from iterinf.report.trajectories import Picture, pack_maps
 from iterinf.selection import Selection
-from iterinf.settings import list_trained
+from iterinf.settings import find_followed, list_trained
 from iterinf.stages import Experiment
 from iterinf.tally import unpack
 from iterinf.types import Batch
@@ -204,12 +203,13 @@ def _check_results(experiment: Experiment) -> None:
 
 def _read_result(experiment: Experiment, name: str) -> RefinerResult:
     folder = experiment.workdir / "refiners" / name
-    settings = experiment.config.refiner[name]
+    config = experiment.config
+    settings, followed = config.refiner[name], find_followed(config.refiner[name])
     content = json.loads((folder / "selection.json").read_text())
     selection, damped = Selection(**content["refined"]), content.get("damped")
     return RefinerResult(
         name=name,
-        title=f"{experiment.config.segmenter.title} + {settings.title}",
+        title=f"{config.segmenter.title} + {settings.title}",
         step_size=selection.step_size,
         step_sizes=tuple(settings.selection.step_sizes),
         num_iterations=selection.num_iterations,
@@ -218,6 +218,9 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
         end_to_end="end_to_end" in settings and settings.end_to_end,
         is_control="reads_y" in settings.model and not settings.model.reads_y,
         folder=folder,
+        follows=f"{config.segmenter.title} + {config.refiner[followed].title}"
+        if followed
+        else "",
     )
 
 
@@ -234,9 +237,7 @@ def _predict_test(
     for refiner in refiners:
         grid = config.refiner[refiner.name].selection
         maps = refine_labels(
-            segmenter,
-            set_test_dtype(experiment.create_refiner(refiner.name), config),
-            replace_numbers(experiment.train_refiner(refiner.name), refiner.parameters),
+            *experiment.prepare(refiner.name, refiner.parameters),
             batch,
             step_sizes=jnp.asarray(refiner.step_sizes),
             num_iterations=grid.num_iterations,

@@ -18,6 +18,7 @@ from iterinf.files import write_atomically
 from iterinf.pipeline import Pipeline, describe_images, read_config, read_pipeline
 from iterinf.processes import print_once
 from iterinf.report.card import Files, format_card, read_results
+from iterinf.settings import find_followed
 from iterinf.types import Batch, Candidate
 from iterinf.weights import describe_input
 
@@ -38,7 +39,7 @@ def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
     """Writes export/<refiner>/ into a workdir; needs no data.
 
     segment_and_refine.jax  (weights, images) -> y; none, if the network ran elsewhere
-    refine.jax              (refiner's weights, y, features, images) -> y
+    refine.jax              (refiners' weights, y, features, images) -> y
     weights.safetensors     of segmenter and refiner
     README.md               the model card, with code that loads each
 
@@ -71,7 +72,9 @@ def _make_files(
     from safetensors.numpy import save
 
     pipeline, config = read_pipeline(workdir, name), read_config(workdir)
-    results = read_results(workdir, pipeline.titles)
+    followed = find_followed(config.refiner[name])
+    before = [config.refiner[followed].title] if followed else []
+    results = read_results(workdir, pipeline.titles, *before)
     weights = flatten_weights(pipeline)
     least = min(_LEAST, *pipeline.legend.size)
     programs = {"refine.jax": export_refinement(pipeline, weights, least)}
@@ -96,7 +99,7 @@ def _make_files(
             network: sum(
                 array.size
                 for key, array in weights.items()
-                if key.startswith(f"{network}/params/")
+                if key.startswith(network) and "/params/" in key
             )
             for network in ("segmenter", "refiner")
         },
@@ -149,10 +152,10 @@ def export_refinement(
 
     Args:
       pipeline: whose refiner is exported.
-      weights: of `flatten_weights`; the function takes the refiner's alone.
+      weights: of `flatten_weights`; the function takes all but the segmenter's.
       least: height and width that images have at least.
     """
-    own = {name: a for name, a in weights.items() if name.startswith("refiner/")}
+    own = {name: a for name, a in weights.items() if name.startswith("refiner")}
 
     def refine(
         weights: Weights,
@@ -199,7 +202,8 @@ def _export(
 
 
 def _nest(weights: Weights) -> dict[str, Any]:
-    return {"segmenter": {}, "refiner": {}} | unflatten_dict(weights, sep="/")
+    names = ("segmenter", "refiner", "refiner_before")
+    return {name: {} for name in names} | unflatten_dict(weights, sep="/")
 
 
 def _describe(weights: Mapping[str, np.ndarray]) -> Weights:
@@ -212,8 +216,10 @@ def _describe(weights: Mapping[str, np.ndarray]) -> Weights:
 def _describe_features(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:
     """Shapes of the features that the refiner reads beside the image; float32."""
     candidate = jax.eval_shape(pipeline.propose, pipeline.networks, batch)
+    refiners = (pipeline.refiner, pipeline.before and pipeline.before.refiner)
     return {
         name: jax.ShapeDtypeStruct(candidate.features[name].shape, jnp.float32)
-        for name in getattr(pipeline.refiner, "features", ())
+        for refiner in refiners
+        for name in getattr(refiner, "features", ())
         if name != "input"
     }

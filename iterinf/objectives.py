@@ -25,7 +25,7 @@ from iterinf.losses import (
 from iterinf.metrics import confusion_matrix
 from iterinf.segmenters.precomputed import Precomputed
 from iterinf.training import LossFunction, Params
-from iterinf.types import Batch, Candidate
+from iterinf.types import Batch, Candidate, Segmenter
 
 METRICS = ("validation/loss", "validation/mean_iou")  # what validation measures
 Variables = dict[str, Any]  # of a Flax module, by collection
@@ -34,7 +34,7 @@ Validate = Callable[[Params], dict[str, float]]
 Predict = Callable[[Params, Networks, Batch], Float[Array, "b h w k"]]
 
 
-def propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candidate:
+def propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candidate:
     """Runs a segmenter for a refiner: y = f_L(x), h = f_l(x) (Eq. 3).
 
     Args:
@@ -50,9 +50,9 @@ def propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candida
 
 
 def _segment(
-    segmenter: nn.Module, variables: Variables, batch: Batch
+    segmenter: Segmenter, variables: Variables, batch: Batch
 ) -> tuple[Float[Array, "b h w k"], dict[str, Float[Array, "b _ _ _"]]]:
-    if batch.outputs:
+    if batch.outputs and isinstance(segmenter, nn.Module):  # a chain hands them on
         segmenter, variables = Precomputed(segmenter.num_classes, segmenter.dtype), {}
     return segmenter.apply(variables, batch.image, **batch.outputs)
 

@@ -14,20 +14,35 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from iterinf.chain import Loop
 from iterinf.checkpoints import Checkpoints, has_checkpoint
 from iterinf.compilation import compile_for_once
 from iterinf.data.outputs import STRIDES
 from iterinf.devices import replicate
 from iterinf.errors import UserError
-from iterinf.files import read_arrays
-from iterinf.inference import refine
+from iterinf.files import has_file, read_arrays
 from iterinf.objectives import Networks, Variables, combine, propose, replace_numbers
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.selection import Selection
-from iterinf.stopping import start, stopping_step
+from iterinf.settings import find_followed
 from iterinf.types import Batch, Candidate, Refinement
 from iterinf.weights import match_input
+
+
+class Followed(NamedTuple):
+    """The choice of a refiner that another one starts from."""
+
+    name: str  # its key in the config
+    step_size: float
+    num_iterations: int
+    parameters: dict[str, float]
+    mean_iou: float  # on validation, a fraction: tells one training from another
+    stop: float
+
+    def make_loop(self, refiner: nn.Module) -> Loop:
+        """The loop of this choice."""
+        return Loop(refiner, self.step_size, self.num_iterations, self.stop)
 
 
 class Legend(NamedTuple):
@@ -44,11 +59,12 @@ class Pipeline(NamedTuple):
 
     segmenter: nn.Module
     refiner: nn.Module
-    networks: Networks  # variables of both
+    networks: Networks  # variables of both, and of the "refiner_before"
     selection: Selection
     stop: float  # tolerance of `iterinf.stopping`; 0: no image stops
     legend: Legend
     titles: tuple[str, str]  # of segmenter and refiner, as in the table
+    before: Loop | None = None  # of the refiner that is followed, if any
 
     def propose(self, networks: Networks, batch: Batch) -> Candidate:
         """Runs the segmenter; images in [0, 1]."""
@@ -57,27 +73,24 @@ class Pipeline(NamedTuple):
     def refine(
         self, networks: Networks, candidate: Candidate, **options: Any
     ) -> Refinement:
-        """Iterates as validation chose.
+        """Iterates as validation chose, first the refiner that is followed, if any.
 
         Args:
-          networks: variables of both; handed in, so that a compiled function need not
+          networks: as the attribute; handed in, so that a compiled function need not
             hold them as constants.
           candidate: from `propose`, or made of another network's probabilities.
           **options: of `iterinf.refine`, e.g. `observe`, a function of y.
         """
-        apply = functools.partial(self.refiner.apply, networks["refiner"])
-        condition = apply(candidate, method=self.refiner.condition)
-        observe = options.pop("observe", lambda y: None)
-        refinement = refine(
-            lambda y: apply(y, condition, method=self.refiner.reconstruct),
-            start(candidate.y, self.stop),
-            step_size=self.selection.step_size,
-            num_iterations=self.selection.num_iterations,
-            observe=lambda state: observe(state.y),
-            step=functools.partial(stopping_step, tolerance=self.stop),
-            **options,
-        )
-        return refinement._replace(y=refinement.y.y)
+        own = Loop(self.refiner, *self.selection[:2], self.stop)
+        loops = {"refiner_before": self.before, "refiner": own}
+        observed = []
+        for name, loop in loops.items():
+            if loop is not None:
+                y, observations = loop.refine(networks[name], candidate, **options)
+                candidate = candidate._replace(y=y)
+                observed.append(observations)
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *observed)
+        return Refinement(candidate.y, joined)
 
 
 def build_segmenter(
@@ -134,6 +147,31 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     return ConfigDict(_freeze(_read_json(workdir / "config.json")))
 
 
+def read_followed(
+    workdir: pathlib.Path, config: ConfigDict, name: str
+) -> Followed | None:
+    """Reads the choice that a refiner starts from; None: it follows no other.
+
+    Raises:
+      UserError: if that is not made yet, or is another than this refiner's own choice
+        was made with.
+    """
+    followed = find_followed(config.refiner[name])
+    if not followed:
+        return None
+    chosen = _read_json(workdir / "refiners" / followed / "selection.json")["refined"]
+    chosen.pop("boundary_f1", None)  # earlier versions knew none
+    stop = config.refiner[followed].selection.stop
+    found = Followed(name=followed, stop=stop, **chosen)
+    path = workdir / "refiners" / name / "selection.json"
+    if has_file(path) and _read_json(path).get("followed") != found._asdict():
+        raise UserError(
+            f"{path} was chosen after another choice of {followed}; remove it to "
+            "choose anew"
+        )
+    return found
+
+
 def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline:
     """Reads networks and choices of an experiment.
 
@@ -160,19 +198,26 @@ def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline
             f"the segmenter of {workdir} normalises by the statistics of a batch, so "
             "that an image's labels depend on the others; expected 'image' or 'running'"
         )
-    network = build_refiner(config, name, segmenter, len(legend.classes))
     frozen = {"segmenter": _restore_segmenter(workdir, config, segmenter, legend)}
-    params = _restore_refiner(workdir, config, name, network, segmenter, frozen, legend)
-    networks = replace_numbers(combine(params, frozen), selection.parameters)
+    restore = functools.partial(
+        _restore_refiner, workdir, config, segmenter, frozen, legend
+    )
+    network, networks = restore(name, selection.parameters)
+    followed, before = read_followed(workdir, config, name), None
+    if followed:
+        first, others = restore(followed.name, followed.parameters)
+        before, own = followed.make_loop(first), networks["refiner"]
+        networks = others | {"refiner_before": others["refiner"], "refiner": own}
     settings = config.refiner[name]
     return Pipeline(
         set_test_dtype(segmenter, config),
-        set_test_dtype(network, config),
+        network,
         replicate(networks),
         selection,
         settings.selection.stop,
         legend,
         (config.segmenter.title, f"{config.segmenter.title} + {settings.title}"),
+        before,
     )
 
 
@@ -195,27 +240,32 @@ def _restore_segmenter(
 def _restore_refiner(
     workdir: pathlib.Path,
     config: ConfigDict,
-    name: str,
-    refiner: nn.Module,
     segmenter: nn.Module,
     frozen: Networks,
     legend: Legend,
-) -> dict[str, Any]:
+    name: str,
+    parameters: Mapping[str, float],
+) -> tuple[nn.Module, Networks]:
+    """A refiner with its chosen parameters, and the segmenter's it was trained with."""
     settings = config.refiner[name]
+    refiner = build_refiner(config, name, segmenter, len(legend.classes))
     candidate = jax.eval_shape(
         functools.partial(propose, segmenter),
         frozen["segmenter"],
         describe_images(legend),
     )
-    if "training" not in settings:
+    if "training" in settings:
+        shapes = jax.eval_shape(refiner.init, jax.random.key(0), candidate)
+        params = {"refiner": shapes["params"]}
+        if settings.end_to_end:
+            params["segmenter"] = frozen["segmenter"]["params"]
+        params = _restore(workdir / "refiners" / name, settings, params)
+    else:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), candidate)
         variables = compile_for_once(refiner.init)(jax.random.key(0), zeros)
-        return {"refiner": variables.get("params", {})}
-    shapes = jax.eval_shape(refiner.init, jax.random.key(0), candidate)
-    params = {"refiner": shapes["params"]}
-    if settings.end_to_end:
-        params["segmenter"] = frozen["segmenter"]["params"]
-    return _restore(workdir / "refiners" / name, settings, params)
+        params = {"refiner": variables.get("params", {})}
+    networks = replace_numbers(combine(params, frozen), parameters)
+    return set_test_dtype(refiner, config), networks
 
 
 def _restore(folder: pathlib.Path, settings: ConfigDict, params: Any) -> Any:

@@ -20,7 +20,7 @@ from iterinf.objectives import (
 )
 from iterinf.stopping import Stopping, start, stopping_step
 from iterinf.tally import Spec, Tally, prepare_truth, tally_image
-from iterinf.types import Batch, Candidate
+from iterinf.types import Batch, Candidate, Segmenter
 
 
 @partial(jax.jit, static_argnums=0)
@@ -75,7 +75,7 @@ def count_predictions(
 
 
 def refine_labels(
-    segmenter: nn.Module,
+    segmenter: Segmenter,
     refiner: nn.Module,
     networks: Networks,
     batch: Batch,
@@ -103,7 +103,7 @@ def refine_labels(
 
 
 @partial(jax.jit, static_argnums=0)
-def _propose(segmenter: nn.Module, variables: Variables, batch: Batch) -> Candidate:
+def _propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candidate:
     return propose(segmenter, variables, to_unit_range(batch))
 
 

@@ -1,6 +1,7 @@
 """Validation chooses, test follows: what is done with a refiner once it is trained."""
 
 import json
+import pathlib
 import time
 import zlib
 from collections.abc import Mapping
@@ -28,8 +29,7 @@ from iterinf.files import (
     write_arrays,
     write_json,
 )
-from iterinf.objectives import replace_numbers
-from iterinf.pipeline import set_test_dtype
+from iterinf.pipeline import Followed, read_followed, set_test_dtype
 from iterinf.prediction import count_predictions
 from iterinf.selection import (
     Counts,
@@ -39,6 +39,7 @@ from iterinf.selection import (
     count_refinements,
     select,
 )
+from iterinf.settings import find_followed
 from iterinf.stages import Experiment
 from iterinf.tally import Spec, Tally, pack
 from iterinf.tracing import trace_all
@@ -48,7 +49,7 @@ class Sweep(NamedTuple):
     """What validation gave for some values of a refiner's scalar parameters."""
 
     parameters: dict[str, float]
-    initial_mean_iou: float  # of the segmenter's y; a fraction, as all below
+    initial_mean_iou: float  # of the y it starts from; a fraction, as all below
     initial_boundary_f1: float
     mean_iou: list[list[float]]  # [step size, iteration], after 1.. iterations
     boundary_f1: list[list[float]]
@@ -64,22 +65,19 @@ class Sweep(NamedTuple):
 def choose(experiment: Experiment, name: str) -> Selection:
     """Chooses step size, iterations and parameters of a refiner on validation.
 
-    Writes curve.npz and selection.json; where the latter is there, reads it. A line of
-    sweep.jsonl keeps what some values of the parameters led to, so that it goes on.
+    The refiner that it follows, if any, is chosen first. Writes curve.npz and
+    selection.json; where the latter is there, reads it. A line of sweep.jsonl keeps
+    what some values of the parameters led to, so that it goes on.
     """
     folder = experiment.workdir / "refiners" / name
     grid = experiment.config.refiner[name].selection
+    if before := find_followed(experiment.config.refiner[name]):
+        choose(experiment, before)
+    followed = read_followed(experiment.workdir, experiment.config, name)
     if has_file(folder / "selection.json"):
-        kept = json.loads((folder / "selection.json").read_text())
-        metric = kept.get("metric", "mean_iou")  # earlier versions knew no other
-        if metric != grid.metric:
-            raise UserError(
-                f"{folder / 'selection.json'} was chosen by {metric}, not by "
-                f"{grid.metric}; name another workdir, or the same metric"
-            )
-        return Selection(**kept["refined"])
+        return _read_choice(folder / "selection.json", grid.metric)
     experiment.train_refiner(name)
-    sweeps = _sweep_parameters(experiment, name)
+    sweeps = _sweep_parameters(experiment, name, followed)
     selections = [
         select(sweep.curves, grid.step_sizes, grid.metric) for sweep in sweeps
     ]
@@ -108,6 +106,8 @@ def choose(experiment: Experiment, name: str) -> Selection:
             compute_curves(counts.refined), grid.damped_step_sizes, grid.metric
         )
         content["damped"] = damped._asdict()
+    if followed:
+        content["followed"] = followed._asdict()
     content["metric"] = grid.metric
     content["initial_mean_iou"] = sweep.initial_mean_iou
     seconds = time.monotonic() - started + sum(sweep.seconds for sweep in sweeps)
@@ -123,7 +123,20 @@ def choose(experiment: Experiment, name: str) -> Selection:
     return selection
 
 
-def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
+def _read_choice(path: pathlib.Path, metric: str) -> Selection:
+    kept = json.loads(path.read_text())
+    found = kept.get("metric", "mean_iou")  # earlier versions knew no other
+    if found != metric:
+        raise UserError(
+            f"{path} was chosen by {found}, not by {metric}; name another workdir, or "
+            "the same metric"
+        )
+    return Selection(**kept["refined"])
+
+
+def _sweep_parameters(
+    experiment: Experiment, name: str, followed: Followed | None
+) -> list[Sweep]:
     """One sweep for all values of the parameters: a product over their names."""
     folder = experiment.workdir / "refiners" / name
     create_folder(folder)
@@ -133,7 +146,7 @@ def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
         dict(zip(grid.parameters, values, strict=True))
         for values in product(*grid.parameters.values())
     ]
-    settings = _sum_settings(experiment.config.refiner[name])
+    settings = _sum_settings(experiment.config.refiner[name], followed)
     fields = set(Sweep._fields)  # lines of an earlier version had fewer
     lines = [json.loads(line) for line in read_lines(path)]
     sweeps = [
@@ -170,13 +183,20 @@ def _sweep_parameters(experiment: Experiment, name: str) -> list[Sweep]:
     return sweeps
 
 
-def _sum_settings(refiner: ConfigDict) -> int:
+def _sum_settings(refiner: ConfigDict, followed: Followed | None) -> int:
     """A checksum of what a sweep depends on beside the values that it tries."""
     settings = json.loads(refiner.to_json())
     settings.pop("title")
+    settings.pop("follows", None)
+    if followed:
+        settings["followed"] = followed._asdict()
     for key in ("parameters", "metric"):
         settings["selection"].pop(key)
-    return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
+    return _sum(settings)
+
+
+def _sum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def evaluate_segmenter(experiment: Experiment) -> None:
@@ -202,6 +222,7 @@ def evaluate(experiment: Experiment, name: str) -> None:
     damped = content.get("damped")  # missing: there are no controls
     choice = [*selection[:2], *selection.parameters.values()]
     choice += [damped["step_size"]] if damped else []
+    choice += [_sum(content["followed"])] if "followed" in content else []
     if has_file(path):
         known = read_arrays(path)
         if np.array_equal(known["choice"], choice) and has_details(known):
@@ -224,7 +245,8 @@ def evaluate(experiment: Experiment, name: str) -> None:
     num_iterations = experiment.config.refiner[name].selection.num_iterations
     counts = count((selection.step_size,), num_iterations, "test")
     chosen = (0, selection.num_iterations - 1)
-    arrays = pack("initial", counts.initial)  # of its own segmenter, if it has one
+    # Of its own segmenter, if it has one; of the refiner that is followed.
+    arrays = pack("initial", counts.initial)
     arrays |= pack("refined", _take(counts.refined, *chosen))
     if damped:
         refined = count((1.0, damped["step_size"]), 1, "controls").refined
@@ -237,7 +259,8 @@ def evaluate(experiment: Experiment, name: str) -> None:
     }
     write_arrays(
         path,
-        choice=np.asarray(choice),  # step size, iterations, parameters, damped step
+        # Step size, iterations, parameters, damped step, checksum of what is followed.
+        choice=np.asarray(choice),
         **arrays,
         mean_iou=compute_measure(MEAN_IOU, curve),
         seconds=np.asarray(round(time.monotonic() - started, 1)),
@@ -275,13 +298,11 @@ def _count(
     details: bool = False,
 ) -> Counts:
     config = experiment.config
-    networks = experiment.train_refiner(name)
+    prepared = experiment.prepare(name, parameters)
     folder = experiment.workdir / "refiners" / name / "sweep_trace"
     with trace_all(folder, on=config.trace_steps > 0):
         return count_refinements(
-            set_test_dtype(experiment.segmenter, config),
-            set_test_dtype(experiment.create_refiner(name), config),
-            replace_numbers(networks, parameters),
+            *prepared,
             split.stack(),
             step_sizes=step_sizes,
             num_iterations=num_iterations,

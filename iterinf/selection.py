@@ -28,7 +28,7 @@ from iterinf.inference import sweep
 from iterinf.objectives import Networks, divide_split, propose, to_unit_range
 from iterinf.stopping import Stopping, start, stopping_step
 from iterinf.tally import Spec, Tally, prepare_truth, tally_image
-from iterinf.types import Batch
+from iterinf.types import Batch, Segmenter
 
 _USUAL_BATCH = 4
 _LARGEST_PART = 32  # images on a device: more keep it no busier
@@ -105,7 +105,7 @@ def select(
 
 
 def count_refinements(
-    segmenter: nn.Module,
+    segmenter: Segmenter,
     refiner: nn.Module,
     networks: Networks,
     split: Batch,
@@ -258,7 +258,7 @@ def _advance_bar(_: Array) -> None:
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 def _count_batches(
-    segmenter: nn.Module,
+    segmenter: Segmenter,
     refiner: nn.Module,
     num_iterations: int,
     spec: Spec,

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -194,6 +194,11 @@ def list_trained(settings: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     return {key: network for key, network in networks.items() if "training" in network}
 
 
+def find_followed(refiner: Mapping[str, Any] | ConfigDict) -> str:
+    """The key of the refiner from whose result this one starts; "": from y."""
+    return refiner["follows"] if "follows" in refiner else ""
+
+
 def check_crops(
     settings: Mapping[str, Any], sizes: set[tuple[int, int]], stride: int
 ) -> None:
@@ -247,11 +252,30 @@ def _check_refiners(settings: Mapping[str, Any]) -> None:
         _check_end_to_end(name, known[name], settings["segmenter"])
         _check_objective(name, known[name])
         _check_inputs(name, known[name], settings["segmenter"])
+        _check_followed(name, names, known)
     titles = [known[name]["title"] for name in names]
     for entries, what in ((names, "name"), (titles, "title")):
         for entry in entries:
             if list(entries).count(entry) > 1:
                 raise UserError(f"config.refiners: two have the {what} {entry!r}")
+
+
+def _check_followed(
+    name: str, names: Sequence[str], known: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """A refiner of the table can be followed, unless it follows one itself."""
+    followed = find_followed(known[name])
+    if not followed:
+        return
+    found = f"config.refiner.{name}.follows is {followed!r}"
+    if "training" in known[name]:
+        raise UserError(f"{found}, but this refiner is trained: on the segmenter's y")
+    others = [other for other in names if not find_followed(known[other])]
+    if followed not in others:
+        listed = ", ".join(others) or "none"
+        raise UserError(
+            f"{found}, expected one of config.refiners that follows none: {listed}"
+        )
 
 
 def _check_objective(name: str, refiner: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from iterinf.chain import Chain
 from iterinf.checkpoints import has_checkpoint
 from iterinf.data import (
     Dataset,
@@ -46,7 +48,12 @@ from iterinf.objectives import (
     replace_numbers,
     to_unit_range,
 )
-from iterinf.pipeline import build_refiner, build_segmenter
+from iterinf.pipeline import (
+    build_refiner,
+    build_segmenter,
+    read_followed,
+    set_test_dtype,
+)
 from iterinf.processes import print_once
 from iterinf.settings import (
     check_crops,
@@ -59,7 +66,7 @@ from iterinf.settings import (
 from iterinf.statistics import estimate_statistics
 from iterinf.trainer import Trainer
 from iterinf.training import Params
-from iterinf.types import Candidate
+from iterinf.types import Candidate, Segmenter
 from iterinf.weights import (
     describe_replaced,
     keep_input,
@@ -268,6 +275,33 @@ class Experiment:
             frozen = {"segmenter": self.segmenter_variables}
             self._networks[name] = combine(self._train_refiner(name, frozen), frozen)
         return self._networks[name]
+
+    def prepare(
+        self, name: str, parameters: Mapping[str, float]
+    ) -> tuple[Segmenter, nn.Module, Networks]:
+        """Prepares networks for choices, counts and pictures of a refiner.
+
+        Args:
+          name: its key in the config.
+          parameters: values of its scalar parameters.
+
+        Returns:
+          The segmenter, or a chain of it and the refiner that is followed; the refiner;
+          the variables of both.
+
+        Raises:
+          UserError: see `iterinf.pipeline.read_followed`.
+        """
+        networks = replace_numbers(self.train_refiner(name), parameters)
+        segmenter: Segmenter = set_test_dtype(self.segmenter, self.config)
+        refiner = set_test_dtype(self.create_refiner(name), self.config)
+        followed = read_followed(self.workdir, self.config, name)
+        if followed:
+            first = set_test_dtype(self.create_refiner(followed.name), self.config)
+            segmenter = Chain(segmenter, followed.make_loop(first))
+            others = self.train_refiner(followed.name)
+            networks |= {"segmenter": replace_numbers(others, followed.parameters)}
+        return segmenter, refiner, networks
 
     def _train_refiner(self, name: str, frozen: Networks) -> Params:
         settings = self.config.refiner[name]

@@ -1,7 +1,7 @@
 """The records that travel between modules. Axes: b h w c, k classes."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int, PyTree, Shaped
@@ -24,6 +24,14 @@ class Candidate(NamedTuple):
     y: Float[Array, "b h w k"]  # class probabilities, sum to one over k
     features: dict[str, Float[Array, "b _ _ _"]]  # h by name: input, pool1..pool5
     image: Float[Array, "b h w 3"]  # RGB in [0, 1]
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A hashable function images -> (logits, features): a Flax module, or a `Chain`."""
+
+    def apply(self, variables: Any, images: Any, **outputs: Any) -> Any:
+        """Returns logits [b h w k] and features by name."""
 
 
 class Refinement(NamedTuple):

@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -34,6 +35,7 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 from iterinf.errors import UserError
 from iterinf.files import create_folder, write_atomically
+from iterinf.settings import find_followed
 from launch.runs import (
     JOBS,
     MINUTES,
@@ -130,6 +132,7 @@ class Block(NamedTuple):
     workdir: pathlib.Path
     segmenter: str  # see `describe_segmenter`
     refiners: tuple[str, ...]
+    follows: Mapping[str, str] = MappingProxyType({})  # refiner -> what it starts from
 
 
 def _read_block(name: str, root: pathlib.Path, refiners: tuple[str, ...]) -> Block:
@@ -139,7 +142,9 @@ def _read_block(name: str, root: pathlib.Path, refiners: tuple[str, ...]) -> Blo
         path = PAPER.parent.parent / "configs" / f"{name}.py"
     config = read_config_file(path)["get_config"]()
     refiners = refiners or tuple(config.refiners)
-    return Block(path, root / path.stem, describe_segmenter(config), refiners)
+    known = {name: find_followed(settings) for name, settings in config.refiner.items()}
+    follows = {name: known[name] for name in refiners if known.get(name)}
+    return Block(path, root / path.stem, describe_segmenter(config), refiners, follows)
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -223,7 +228,8 @@ def run_apart(processes: Processes, block: Block) -> bool:
 
     Every refiner has a workdir of its own in WORKDIR.parts, on a copy of the segmenter.
     Once its choice is made, its folder moves into the whole; the test split, and the
-    table, are left to a last run, of those refiners that have come so far.
+    table, are left to a last run, of those refiners that have come so far. So are the
+    choices of refiners that follow another.
 
     Returns:
       Whether all have.
@@ -252,10 +258,11 @@ def run_apart(processes: Processes, block: Block) -> bool:
         shutil.rmtree(part / "segmenter", ignore_errors=True)
         return True
 
-    with ThreadPoolExecutor(max(1, len(block.refiners))) as pool:
-        finished = list(pool.map(run_part, block.refiners))
-    chosen = tuple(n for n, done in zip(block.refiners, finished, strict=True) if done)
-    return bool(chosen) and run(workdir, refiners=chosen) and all(finished)
+    apart = [name for name in block.refiners if name not in block.follows]
+    with ThreadPoolExecutor(max(1, len(apart))) as pool:
+        finished = dict(zip(apart, pool.map(run_part, apart), strict=True))
+    chosen = tuple(n for n in block.refiners if finished.get(block.follows.get(n, n)))
+    return bool(chosen) and run(workdir, refiners=chosen) and chosen == block.refiners
 
 
 def _move(source: pathlib.Path, target: pathlib.Path) -> None:

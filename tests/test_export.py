@@ -69,7 +69,7 @@ def call(content, *arguments):
 
 
 def take_refiner(weights):
-    return {n: array for n, array in weights.items() if n.startswith("refiner/")}
+    return {n: array for n, array in weights.items() if n.startswith("refiner")}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

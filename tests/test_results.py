@@ -130,6 +130,29 @@ def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
         assert sentence.startswith(f"FCN8 + CRF {verdict} the segmenter alone: ")
 
 
+def test_a_refiner_is_compared_with_the_one_that_it_follows(tmp_path):
+    plain = np.array([[[36, 4], [4, 36]]] * 5)
+    change = np.array([[1, -1], [0, 0]])
+    first, second = (
+        make_result(tmp_path, name, damped=None, refined=plain + gained * change)
+        for name, gained in (("DAE", 3), ("both", 2))
+    )
+    refiners = [second._replace(follows=first.title), first]
+    differences = list_differences(make_tally(plain), refiners, range(5), 20)
+    assert [(d.model, d.over) for d in differences] == [
+        ("FCN8 + both", "the segmenter alone"),
+        ("FCN8 + both", "FCN8 + DAE"),
+        ("FCN8 + DAE", "the segmenter alone"),
+    ]
+    gain, loss, other = (d.intervals["mean IoU"].gain for d in differences)
+    assert gain > 0 > loss
+    assert gain - other == pytest.approx(loss)
+    sentences = describe_differences(differences)
+    assert sentences[0].startswith("FCN8 + both gains on the segmenter alone: ")
+    assert sentences[1].startswith(f"FCN8 + both over FCN8 + DAE: mean IoU {loss:+.2f}")
+    assert sentences[2].startswith("FCN8 + DAE gains on the segmenter alone: ")
+
+
 def test_rows_hold_the_counts_of_their_own(refiners, plain):
     rows = make_rows("FCN8", make_tally(plain), refiners, BLOCKS, 20)
     with np.load(refiners[1].folder / "test.npz") as test:
@@ -230,7 +253,10 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     once = make_result(
         tmp_path, "once", damped=None, initial=plain, curve=np.array([0.2])
     )
-    refiners = [crf, once, *refiners]
+    after = make_result(
+        tmp_path, "after", damped=None, initial=plain, curve=np.array([0.2, 0.4])
+    )
+    refiners = [crf, once, after._replace(follows="FCN8 + A"), *refiners]
     for refiner in refiners:
         write_arrays(
             refiner.folder / "curve.npz",
@@ -245,10 +271,10 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     for index in (3, 0):
         segmented = dataset.test[index].label
         packed = [pack_maps(maps, segmented), pack_maps(maps[::-1], segmented)]
-        refined = dict.fromkeys(("CRF", "once", "B", "A"), packed)
+        refined = dict.fromkeys(("CRF", "once", "after", "B", "A"), packed)
         pictures.append(Picture(dataset.test[index], segmented, refined))
     write_results(tmp_path, dataset, rows, refiners, pictures, [], [], {})
-    figures = [f"figure4_{name}.png" for name in ("CRF", "B", "A")]
+    figures = [f"figure4_{name}.png" for name in ("CRF", "after", "B", "A")]
     assert drawn == [*figures, "figure3.png"]  # one iteration is no curve
     ((images, labels, predictions, *_),) = painted
     batch = dataset.test.stack([3, 0])
@@ -257,7 +283,13 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     assert list(predictions) == ["FCN8", "FCN8 + CRF", "FCN8 + A"]
     np.testing.assert_array_equal(predictions["FCN8"], batch.label)
     np.testing.assert_array_equal(predictions["FCN8 + A"], maps[[7, 7]])
-    (validation, step_sizes, step_size, num_iterations, test), options = curves[1]
+    assert [options["start"] for _, options in curves] == [
+        "segmenter alone",
+        "FCN8 + A",
+        "segmenter alone",
+        "segmenter alone",
+    ]
+    (validation, step_sizes, step_size, num_iterations, test), options = curves[2]
     np.testing.assert_array_equal(validation, [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]])
     assert (step_sizes, step_size, num_iterations) == ([0.1, 1.0], 0.1, 7)
     np.testing.assert_allclose(test, [rows[0].mean_iou / 100, 0.2, 0.3])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import precomputed, released_2017_fc_densenet103
+from configs import base, precomputed, released_2017_fc_densenet103
 from iterinf.errors import UserError
 from iterinf.settings import (
     check_crops,
@@ -168,6 +168,27 @@ def test_refiners_that_cannot_be_are_named(changes, message):
     check_settings(make_settings())
     with pytest.raises(UserError, match=message):
         check_settings(make_settings(**changes))
+
+
+@pytest.mark.parametrize("followed", ["dae", "dae_no_y", "first", "second"])
+def test_a_refiner_follows_one_of_the_table_that_follows_none(followed):
+    """Not an unknown one, one that is not listed, itself, or one that follows."""
+    config = tiny.get_config()
+    for name in ("first", "second"):
+        config.refiner[name] = base.create_dense_crf(name, "dae_y")
+    config.refiners = ("second", "dae_y", "first")
+    check_settings(json.loads(config.to_json()))
+    config.refiner.second.follows = followed
+    message = f"second.follows is '{followed}', expected one of .* follows none: dae_y$"
+    with pytest.raises(UserError, match=message):
+        check_settings(json.loads(config.to_json()))
+
+
+def test_a_refiner_that_is_trained_follows_none():
+    settings = make_settings()
+    settings["refiner"]["dae_y"]["follows"] = "dae_ytrue"
+    with pytest.raises(UserError, match="'dae_ytrue', but this refiner is trained"):
+        check_settings(settings)
 
 
 def leave(workdir, *files):

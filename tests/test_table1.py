@@ -204,6 +204,18 @@ def test_a_refiner_that_is_not_finished_holds_no_other_up(tmp_path):
     assert found == {"a", "b", "c"}
 
 
+def test_a_refiner_that_follows_another_waits_for_it(tmp_path):
+    refiners = ("a", "b_after_a", "c_after_b", "b")
+    follows = {"b_after_a": "a", "c_after_b": "b"}
+    block = Block(pathlib.Path("x.py"), tmp_path / "x", "", refiners, follows)
+    first, second = Processes("b"), Processes(None)
+    assert not run_apart(first, block)
+    assert sorted(first.runs[1:3]) == [("sweep", ("a",)), ("sweep", ("b",))]
+    assert first.runs[3:] == [("run", ("a", "b_after_a"))]
+    assert run_apart(second, block)
+    assert second.runs == [("sweep", ("b",)), ("run", refiners)]
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

@@ -25,18 +25,19 @@ def get_config():
             batch_size=4, crop_size=(32, 32), num_epochs=2
         )
     config.refiner.crf_rnn.selection.num_iterations = 3
-    config.refiner.dense_crf.model.exact = True  # compiles faster than the lattice
-    config.refiner.crf_rnn.model.exact = True
-    config.refiner.dense_crf.selection.update(
-        num_iterations=3,
-        parameters={
-            "spatial_width": (3.0,),
-            "spatial_weight": (1.0,),
-            "bilateral_width": (3.0, 20.0),
-            "color_width": (13.0,),
-            "bilateral_weight": (1.0, 3.0),
-        },
-    )
+    config.refiner.crf_rnn.model.exact = True  # compiles faster than the lattice
+    for name in ("dense_crf", "dense_crf_after_dae_y"):
+        config.refiner[name].model.exact = True
+        config.refiner[name].selection.update(
+            num_iterations=3,
+            parameters={
+                "spatial_width": (3.0,),
+                "spatial_weight": (1.0,),
+                "bilateral_width": (3.0, 20.0),
+                "color_width": (13.0,),
+                "bilateral_weight": (1.0, 3.0),
+            },
+        )
     config.checkpoint_seconds = 0.0
     config.evaluation.update(batch_size=2, sweep_batch_size=2, num_resamples=50)
     return config

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
 from iterinf.pipeline import Legend, Pipeline
+from iterinf.report.results import SUFFIXES
 
 _DATA = {
     "camvid": "Trained on CamVid, which is CC BY-NC 4.0: not for commercial use. Its "
@@ -74,8 +75,15 @@ class Files(NamedTuple):
     least: int | None  # height and width of images; None: those of training alone
 
 
-def read_results(workdir: pathlib.Path, titles: tuple[str, str]) -> Results:
+def read_results(
+    workdir: pathlib.Path, titles: tuple[str, str], *others: str
+) -> Results:
     """Reads the rows of a segmenter and of a refiner from a workdir's table.
+
+    Args:
+      workdir: of a finished experiment.
+      titles: of both, as in the table.
+      *others: titles of further networks whose training is described.
 
     Raises:
       UserError: if there is no table, or no such rows.
@@ -95,9 +103,9 @@ def read_results(workdir: pathlib.Path, titles: tuple[str, str]) -> Results:
     chosen = [
         line
         for model, line in zip(models, lines[2:], strict=False)
-        if model in titles or model.startswith(f"{refined}, ")
+        if model in {plain, *(refined + suffix for suffix in SUFFIXES.values())}
     ]
-    described = {plain, refined.removeprefix(f"{plain} + ")}
+    described = {plain, refined.removeprefix(f"{plain} + "), *others}
     general = {"command", "commit", "hardware", "versions", "seed"}
     return Results(
         [*lines[:2], *chosen],
@@ -150,6 +158,9 @@ def _describe(pipeline: Pipeline) -> list[str]:
     """What the networks do, and how validation has it done."""
     selection, (plain, title) = pipeline.selection, pipeline.titles
     chosen = [f"step size {selection.step_size:g}"]
+    if first := pipeline.before:
+        before = f"step size {first.step_size:g}, {first.num_iterations} iterations"
+        chosen = [f"{before}, then {chosen[0]}"]
     chosen += [f"{name} {value:g}" for name, value in selection.parameters.items()]
     chosen += [f"{selection.num_iterations} iterations"]
     refiner = title.removeprefix(f"{plain} + ")
@@ -202,7 +213,7 @@ labels = y.argmax(-1)
 {images}
 probabilities = np.full(({size}, {k}), 1 / {k}, np.float32)
 features = {features}
-refiner = {{n: array for n, array in weights.items() if n.startswith("refiner/")}}
+refiner = {{n: array for n, array in weights.items() if n.startswith("refiner")}}
 refine = read_function("refine.jax")
 y = refine(refiner, probabilities, features, images)
 ```"""

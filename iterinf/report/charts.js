@@ -44,7 +44,7 @@ function drawPath(values, x, y) {
 }
 
 /** A panel; `lines` are {values, color, label, isChosen, isOther}. */
-function drawPanel(title, lines, chosen) {
+function drawPanel(title, lines, { num_iterations: chosen, follows }) {
   const { width, height, left, right, top, bottom } = CHART;
   const { low, high, lowest } = findRange(lines);
   const last = Math.max(...lines.map((line) => line.values.length)) - 1;
@@ -93,7 +93,7 @@ function drawPanel(title, lines, chosen) {
   inner.append(cursor);
   svg.append(inner);
   const plainPlace = { class: "plain", x: width - right, y: top + y(plain) - 5 };
-  const label = `segmenter alone ${formatNumber(plain)}`;
+  const label = `${follows || "segmenter alone"} ${formatNumber(plain)}`;
   svg.append(text({ ...plainPlace, "text-anchor": "end" }, label));
   if (lowest !== false) {
     const place = { class: "plain", x: left + 8, y: top + innerHeight - 8 };
@@ -181,12 +181,12 @@ function drawPair(name, onValidation, onTest, refiner, others) {
     drawPanel(
       `${name} on validation, where the choice is made`,
       validation,
-      refiner.num_iterations,
+      refiner,
     ),
     drawPanel(
       `${name} on test: not used for any choice (step size ${size})`,
       test,
-      refiner.num_iterations,
+      refiner,
     ),
   );
 }
@@ -194,7 +194,7 @@ function drawPair(name, onValidation, onTest, refiner, others) {
 const iterating = report.curves.filter((refiner) => refiner.test.length > 2);
 for (const refiner of iterating) {
   const others = iterating.filter(
-    (other) => refiner.has_controls && !other.has_controls,
+    (other) => refiner.has_controls && !other.has_controls && !other.follows,
   );
   find("curves").append(...drawCurves(refiner, others));
 }

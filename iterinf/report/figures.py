@@ -45,6 +45,7 @@ def plot_iterations(
     others: Mapping[
         str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
     ] = MappingProxyType({}),
+    start: str = "segmenter alone",
 ) -> Figure:
     """Draws mean IoU against iterations (the paper's Figure 4), boundary F1 below.
 
@@ -53,8 +54,7 @@ def plot_iterations(
     cut below and say so.
 
     Args:
-      validation_mean_iou: fractions after 0..t iterations, p = t + 1; 0 iterations: the
-        segmenter alone.
+      validation_mean_iou: fractions after 0..t iterations, p = t + 1.
       step_sizes: s of them.
       selected_step_size: one of `step_sizes`.
       selected_num_iterations: 1..t.
@@ -64,6 +64,7 @@ def plot_iterations(
       test_measures: up to two curves on test by what they show, in a last row.
       others: dashed curves of mean IoU to compare with, of validation and test, by
         title.
+      start: what the curves show after 0 iterations.
     """
     num_columns = 1 if test_mean_iou is None else 2
     rows = [(validation_mean_iou, test_mean_iou, "mean IoU (%)")]
@@ -100,7 +101,7 @@ def plot_iterations(
             curves.append(test)
         for axis, panel_title, curve in zip(row, panel_titles, curves, strict=False):
             heading = "" if i else panel_title
-            _finish_panel(axis, heading, unit, curve, selected_num_iterations)
+            _finish_panel(axis, heading, unit, curve, selected_num_iterations, start)
     for axis, (unit, curve) in zip(axes[-1], test_measures.items(), strict=False):
         axis.plot(curve, color=colors[selected], linewidth=2.8)
         axis.axvline(selected_num_iterations, color="0.4", linestyle=":", linewidth=1)
@@ -295,9 +296,14 @@ def _cut_below(axis: Axes, curves: Float[np.ndarray, "s p"]) -> None:
 
 
 def _finish_panel(
-    axis: Axes, title: str, unit: str, curve: Float[np.ndarray, " p"], chosen: int
+    axis: Axes,
+    title: str,
+    unit: str,
+    curve: Float[np.ndarray, " p"],
+    chosen: int,
+    start: str,
 ) -> None:
-    """Marks the segmenter alone and the choice; labels the axes."""
+    """Marks the start and the choice; labels the axes."""
     axis.axhline(100 * curve[0], color="0.4", linestyle="--", linewidth=1, zorder=2)
     axis.axvline(chosen, color="0.4", linestyle=":", linewidth=1, zorder=2)
     axis.plot(
@@ -328,7 +334,7 @@ def _finish_panel(
         zorder=6,
     )
     axis.annotate(
-        f"segmenter alone {100 * curve[0]:.1f}",
+        f"{start} {100 * curve[0]:.1f}",
         (last, 100 * curve[0]),
         xytext=(0, 3),
         textcoords="offset points",

@@ -108,6 +108,7 @@ def _describe_curves(refiner: RefinerResult) -> dict[str, Any]:
         "chosen": step_sizes.index(refiner.step_size),
         "num_iterations": refiner.num_iterations,
         "has_controls": refiner.damped_step_size is not None,
+        "follows": refiner.follows,
         "validation": _list_percent(validation),
         "test": _list_percent(test),
         "boundary_f1": boundaries and [_list_percent(curve) for curve in boundaries],

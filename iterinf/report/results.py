@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ from iterinf.report.trajectories import Picture, unpack_maps
 from iterinf.tally import Tally, unpack
 
 # Key in test.npz -> what its row is called after the refiner's title.
-_SUFFIXES = {
+SUFFIXES = {
     "initial": ", its own segmenter",
     "one_reconstruction": ", one reconstruction",
     "damped_step": ", one damped step",
@@ -70,6 +70,7 @@ class RefinerResult(NamedTuple):
     end_to_end: bool  # whether it has a segmenter of its own
     is_control: bool  # whether it is there for others to be compared with
     folder: pathlib.Path  # holds curve.npz, test.npz
+    follows: str = ""  # title of the refiner that it starts from; "": of none
 
 
 def make_rows(
@@ -93,7 +94,7 @@ def make_rows(
         for key, (step_size, num_iterations) in settings.items():
             rows.append(
                 make_row(
-                    refiner.title + _SUFFIXES[key],
+                    refiner.title + SUFFIXES[key],
                     unpack(test, key),
                     plain,
                     blocks,
@@ -112,22 +113,24 @@ def list_differences(
     blocks: Sequence[int],
     num_resamples: int,
 ) -> list[Difference]:
-    """Compares each refiner with the segmenter, its controls and the one without y."""
-    tests = {r.name: read_arrays(r.folder / "test.npz") for r in refiners}
-    without_y = {
-        other.title: unpack(tests[other.name], "refined")
-        for other in refiners
-        if other.is_control
-    }
+    """Compares each refiner with the segmenter, its controls and the one without y.
+
+    One that follows another is compared with that one.
+    """
+    tests = {r.title: read_arrays(r.folder / "test.npz") for r in refiners}
+    results = {title: unpack(test, "refined") for title, test in tests.items()}
+    without_y = {r.title: results[r.title] for r in refiners if r.is_control}
     differences = []
     for refiner in refiners:
-        test, baselines = tests[refiner.name], {SEGMENTER: plain}
+        test, baselines = tests[refiner.title], {SEGMENTER: plain}
+        if refiner.follows:
+            baselines[refiner.follows] = results[refiner.follows]
         if refiner.damped_step_size is not None:
             baselines |= {what: unpack(test, key) for key, what in CONTROLS.items()}
             baselines |= without_y
         compare = functools.partial(
             bootstrap,
-            refined=unpack(test, "refined"),
+            refined=results[refiner.title],
             blocks=blocks,
             num_resamples=num_resamples,
         )
@@ -142,7 +145,8 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
 
     It does where the paired interval of each difference in mean IoU lies above zero;
     the other measures follow. A refiner that gains nothing can beat its controls by
-    standing still; there they are left out, as they are where it has none.
+    standing still; there they are left out, as they are where it has none. What a
+    refiner adds to the one that it follows is told in all measures.
     """
     sentences = []
     for model in dict.fromkeys(difference.model for difference in differences):
@@ -154,6 +158,9 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
                 f"{model} {_judge(gain)} the segmenter alone: "
                 f"{_format_interval(gain)} points of mean IoU."
             )
+            if not controls:
+                followed = [over for over in own if over != SEGMENTER]
+                sentences += [_compare(model, over, own[over]) for over in followed]
             continue
         gains = {over: found["mean IoU"] for over, found in controls.items()}
         beats = all(gain.low > 0 for gain in gains.values())
@@ -167,9 +174,13 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
         for over, found in own.items():
             if found not in told:
                 told.append(found)
-                texts = (f"{title} {_format_interval(x)}" for title, x in found.items())
-                sentences.append(f"{model} over {over}: {', '.join(texts)}.")
+                sentences.append(_compare(model, over, found))
     return sentences
+
+
+def _compare(model: str, over: str, found: Mapping[str, Interval]) -> str:
+    texts = (f"{title} {_format_interval(x)}" for title, x in found.items())
+    return f"{model} over {over}: {', '.join(texts)}."
 
 
 def _judge(gain: Interval) -> str:
@@ -252,15 +263,16 @@ def choose_map(picture: Picture, refiner: RefinerResult) -> UInt8[np.ndarray, "h
 def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> None:
     """Draws Figure 4 of every refiner that iterates, in a DAE's those without controls.
 
-    The paper's Figure 4 sets the CRF beside the DAE in this way.
+    The paper's Figure 4 sets the CRF beside the DAE in this way; here all of one figure
+    start from the same y.
     """
     iterating = [refiner for refiner in refiners if read_curves(refiner)[2].size > 2]
     for refiner in iterating:
         step_sizes, validation, test = read_curves(refiner)
         boundaries = read_boundary_curves(refiner)
         others = {}
-        for other in iterating:
-            if other.damped_step_size is None and refiner.damped_step_size is not None:
+        for other in iterating if refiner.damped_step_size is not None else []:
+            if other.damped_step_size is None and not other.follows:
                 sizes, curves, test_curve = read_curves(other)
                 others[other.title] = (curves[sizes.index(other.step_size)], test_curve)
         figure = plot_iterations(
@@ -273,6 +285,7 @@ def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> 
             boundary_f1=boundaries,
             test_measures=_read_test_measures(refiner),
             others=others,
+            start=refiner.follows or "segmenter alone",
         )
         save_figure(figure, directory / f"figure4_{refiner.name}.png")
 
