@@ -11,7 +11,7 @@ from ml_collections.config_dict import placeholder
 
 
 def create_streets() -> ConfigDict:
-    """Options of the generated data set (iterinf/data/streets.py)."""
+    """Options of the generated data set (iterinf/data/streets/scene.py)."""
     return ConfigDict(
         {
             "seed": 0,  # of the scenes
@@ -78,7 +78,7 @@ def create_refiner_training(**changes) -> ConfigDict:
 
     "crops": from the segmenter, which runs on each crop; "frames": it has run once on
     the whole training images and their mirror images, as at test, and what it gave
-    (iterinf/frames.py) is cropped with them.
+    (iterinf/training/frames.py) is cropped with them.
     """
     return create_training(**{"inputs": "crops"} | changes)
 
@@ -98,7 +98,7 @@ def create_fcn8() -> ConfigDict:
                 "input_mean": (0.0, 0.0, 0.0),
                 "input_std": (1.0, 1.0, 1.0),
             },
-            "init_from": "",  # a file of weights to start from (iterinf/weights.py)
+            "init_from": "",  # weights to start from (segmenters/pretrained.py)
             "class_weights": "none",  # or "median_frequency"
             "training": create_training(
                 num_epochs=750, patience=100, monitor="validation/mean_iou"
@@ -161,7 +161,7 @@ def create_precomputed() -> ConfigDict:
             "name": "precomputed",
             "title": "network",
             "model": {},
-            "outputs": "data/outputs",  # a folder (iterinf/data/outputs.py)
+            "outputs": "data/outputs",  # a folder (iterinf/data/external.py)
         }
     )
 

@@ -1,6 +1,6 @@
 """Your own network's output on CamVid, refined; no segmenter is trained.
 
-Write its class probabilities as iterinf/data/outputs.py says (docs/precomputed.md has
+Write its class probabilities as iterinf/data/external.py says (docs/precomputed.md has
 ten lines of PyTorch). The DAEs read them and the image; if the files hold features,
 name them: --config.refiner.dae_y.model.features="('input','pool4')".
 

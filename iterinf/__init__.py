@@ -4,16 +4,16 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
-from iterinf.crf import dense_crf
 from iterinf.inference import refine, refine_step, sweep
-from iterinf.metrics import confusion_matrix, mean_iou
+from iterinf.ops.metrics import confusion_matrix, mean_iou
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.refiners import create_refiner
+from iterinf.refiners.functional import dense_crf
 from iterinf.segmenters import create_segmenter
 from iterinf.types import Batch, Candidate, Refinement
 
 if TYPE_CHECKING:
-    from iterinf.predictor import Predictor
+    from iterinf.prediction.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -49,12 +49,12 @@ def load(
         that every picture gets the area of the training images.
 
     Returns:
-      An object with `predict(image)`, see `iterinf.predictor.Predictor`.
+      An object with `predict(image)`, see `iterinf.prediction.predictor.Predictor`.
 
     Raises:
       UserError: if the workdir holds no such refiner, or no choice for it yet.
     """
-    from iterinf.pipeline import read_pipeline  # Orbax takes its time
-    from iterinf.predictor import Predictor
+    from iterinf.prediction.pipeline import read_pipeline  # Orbax takes its time
+    from iterinf.prediction.predictor import Predictor
 
     return Predictor(read_pipeline(pathlib.Path(workdir), refiner), scale)

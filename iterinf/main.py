@@ -16,12 +16,12 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from iterinf.compilation import convolve_on_all_cores, keep_compiled_programs
 from iterinf.errors import UserError
-from iterinf.experiment import MODES, run
-from iterinf.files import lock_folder
-from iterinf.interruption import stop_on_signals
-from iterinf.processes import end_on_errors, is_first, start_processes
+from iterinf.experiment.modes import MODES, run
+from iterinf.runtime.distributed import end_on_errors, is_first, start_processes
+from iterinf.runtime.files import lock_folder
+from iterinf.runtime.signals import stop_on_signals
+from iterinf.runtime.xla import convolve_on_all_cores, keep_compiled_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; --config.key=value overrides a key."

@@ -7,6 +7,7 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 Size = tuple[Any, Any]  # height, width: int, or symbolic where a function is exported
+MONITORS = ("validation/loss", "validation/mean_iou")  # what validation measures
 
 
 class Batch(NamedTuple):

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 import iterinf
 from iterinf.data import create_dataset
 from iterinf.errors import UserError
-from iterinf.objectives import propose, to_unit_range
+from iterinf.experiment.stages import Experiment
 from iterinf.ops.permutohedral import build_lattice, filter_on_lattice
 from iterinf.refiners.dense_crf import (
     compute_unary,
@@ -33,7 +33,7 @@ from iterinf.refiners.dense_crf import (
     make_features,
     update,
 )
-from iterinf.stages import Experiment
+from iterinf.training.objectives import propose, to_unit_range
 from launch.benchmarks.crf import (
     BILATERAL_WIDTHS,
     COLOR_WIDTH,

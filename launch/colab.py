@@ -57,7 +57,7 @@ sys.path.insert(0, str(pathlib.Path(iterinf.__file__).parent.parent))  # holds c
 # %%
 from absl import flags
 
-from iterinf.compilation import convolve_on_all_cores
+from iterinf.runtime.xla import convolve_on_all_cores
 
 flags.FLAGS.mark_as_parsed()  # Grain reads flags, which no command line gives here
 convolve_on_all_cores()
@@ -74,7 +74,7 @@ print(jax.__version__, jax.devices())
 
 # %%
 from configs import quickstart
-from iterinf.experiment import run
+from iterinf.experiment.modes import run
 
 config = quickstart.get_config()
 config.progress = False  # of the sweeps

@@ -24,7 +24,7 @@ import jax
 from absl import app, flags
 
 from iterinf.errors import UserError
-from iterinf.files import create_folder, write_atomically
+from iterinf.runtime.files import create_folder, write_atomically
 from launch.grid import expand_grid, run_grid
 from launch.grid_table import write_grid_table
 from launch.runs import MINUTES, UNFINISHED, WORKDIR, copy_segmenter, is_finished

@@ -37,9 +37,9 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags
 
+from iterinf.config import check_settings, flatten
 from iterinf.errors import UserError
-from iterinf.files import create_folder
-from iterinf.settings import check_settings, flatten
+from iterinf.runtime.files import create_folder
 from launch.grid_table import write_grid_table
 from launch.runs import (
     JOBS,

@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from iterinf.files import write_atomically
 from iterinf.report.table import (
     DECIMALS,
     TITLES,
     format_gain,
     format_markdown_lines,
 )
+from iterinf.runtime.files import write_atomically
 from launch.runs import is_finished
 
 Setting = Mapping[str, Any]  # values by the dotted keys that a run changes

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
-from iterinf.files import create_folder
+from iterinf.runtime.files import create_folder
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
 MAIN = (sys.executable, "-m", "iterinf.main")

@@ -23,9 +23,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from iterinf import Batch, Candidate, create_refiner, create_segmenter
-from iterinf.compilation import convolve_on_all_cores
-from iterinf.selection import count_refinements
-from iterinf.tally import Spec
+from iterinf.evaluation.sweep import count_refinements
+from iterinf.evaluation.tally import Spec
+from iterinf.runtime.xla import convolve_on_all_cores
 from launch.benchmarks.measure import time_interleaved
 
 _OUTPUT = Path(__file__).parent.parent / "docs" / "scaling.png"

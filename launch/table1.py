@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from ml_collections.config_flags.tuple_parser import TupleParser
 
+from iterinf.config import find_followed
 from iterinf.errors import UserError
-from iterinf.files import create_folder, write_atomically
-from iterinf.settings import find_followed
+from iterinf.runtime.files import create_folder, write_atomically
 from launch.runs import (
     JOBS,
     MINUTES,

@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from iterinf.files import read_arrays, read_lines
+from iterinf.runtime.files import read_arrays, read_lines
 from launch.runs import is_finished
 
 try:

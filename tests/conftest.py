@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionstart() -> None:
     """Has JAX convolve as the main program does; shapes are checked by now."""
-    from iterinf.compilation import convolve_on_all_cores  # noqa: PLC0415
+    from iterinf.runtime.xla import convolve_on_all_cores  # noqa: PLC0415
 
     convolve_on_all_cores()
     # Tests compile more than they compute; XLA ends over flags that it does not know.
@@ -53,7 +53,7 @@ def finished(
     The processes of a test run share one: the first to ask for it makes it. A test that
     wrote there would change what others see, so that the last one to use it fails.
     """
-    from iterinf.experiment import run  # noqa: PLC0415
+    from iterinf.experiment.modes import run  # noqa: PLC0415
     from tests import tiny  # noqa: PLC0415
 
     root = tmp_path_factory.getbasetemp()

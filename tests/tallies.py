@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from iterinf.tally import NUM_BINS, Details, Tally
+from iterinf.evaluation.tally import NUM_BINS, Details, Tally
 
 
 def make_tally(confusions: np.ndarray, seed: int = 0) -> Tally:

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
+from iterinf.config import check_settings, list_trained
 from iterinf.data import DATASETS
-from iterinf.objectives import make_refiner_loss, propose, replace_numbers
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
-from iterinf.settings import check_settings, list_trained
-from iterinf.training import create_optimizer
+from iterinf.training.loop import create_optimizer
+from iterinf.training.objectives import make_refiner_loss, propose, replace_numbers
 from iterinf.types import Batch
 from launch.grid import expand_grid
 

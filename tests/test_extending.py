@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import iterinf
-from iterinf.experiment import run
+from iterinf.experiment.modes import run
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "extending.md"
 BLOCKS = dict(re.findall(r"```python\n# (.*?)\n(.*?)```", PAGE.read_text(), re.S))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iterinf.files import lock_folder
+from iterinf.runtime.files import lock_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"

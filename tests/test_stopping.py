@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from iterinf.inference import refine, refine_step
-from iterinf.stopping import start, stopping_step
+from iterinf.inference import refine, refine_step, start_stopping, stopping_step
 
 TARGET = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
 
@@ -27,7 +26,7 @@ def run(distances, tolerance, num_iterations):
 
     return refine(
         reconstruct,
-        start(y, tolerance),
+        start_stopping(y, tolerance),
         step_size=0.5,
         num_iterations=num_iterations,
         observe=lambda state: jnp.linalg.norm(state.y - TARGET, axis=-1)[:, 0, 0],
@@ -50,7 +49,7 @@ def test_an_image_makes_the_step_in_which_it_stops():
 
 def test_without_tolerance_it_is_the_plain_loop(rng):
     y = jnp.asarray(rng.dirichlet(np.ones(2), (2, 3, 4)), jnp.float32)
-    state = stopping_step(reconstruct, start(y, 0.0), 0.3, tolerance=0.0)
+    state = stopping_step(reconstruct, start_stopping(y, 0.0), 0.3, tolerance=0.0)
     np.testing.assert_array_equal(state.y, refine_step(reconstruct, y, 0.3))
     assert state.moving is None
 
@@ -59,6 +58,6 @@ def test_the_distance_is_a_mean_over_pixels():
     """One pixel in four at distance sqrt(2), the others there: sqrt(2) / 4."""
     y = jnp.broadcast_to(TARGET, (1, 2, 2, 2)).at[0, 0, 0].set(jnp.array([0.0, 1.0]))
     for tolerance, moving in ((0.35, True), (0.36, False)):
-        state = start(y, tolerance)
+        state = start_stopping(y, tolerance)
         state = stopping_step(reconstruct, state, 0.5, tolerance=tolerance)
         assert bool(state.moving[0]) is moving

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from iterinf.data.dataset import Record, format_size
-from iterinf.data.outputs import STRIDES, find_stride
+from iterinf.data.external import STRIDES, find_stride
 from iterinf.errors import UserError
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601

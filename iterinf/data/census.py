@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from iterinf.bars import create_bar
 from iterinf.data.dataset import Dataset, Record, Split, check_size
 from iterinf.errors import UserError
+from iterinf.runtime.bars import create_bar
 
 RARE_SHARE = 0.001  # of the labelled pixels, below which a class is called rare
 _MAX_PROBLEMS = 20  # as many as one still reads

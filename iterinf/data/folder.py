@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from iterinf.data.dataset import Dataset, Record, Split, format_size
-from iterinf.data.images import read_image, read_label
+from iterinf.data.image_io import read_image, read_label
 from iterinf.errors import UserError
 
 MAX_CLASSES = 254  # places and void are uint8

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from iterinf.ops.codes import Codes, negate, search, shift_word, sort_codes
+from iterinf.ops.uint64 import Codes, negate, search, shift_word, sort_codes
 
 _LANES = 4  # entries of one vertex that the splat sums before it scatters
 _CHUNK = 1 << 14  # vertices whose neighbours a CPU, with its caches, looks up at a time

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from iterinf.devices import map_images
 from iterinf.errors import UserError
+from iterinf.ops.batching import map_images
 from iterinf.ops.permutohedral import (
     Lattice,
     build_lattice,

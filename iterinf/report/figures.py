@@ -18,9 +18,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from iterinf.files import write_atomically
 from iterinf.report.legend import count_columns, list_classes, make_patches
 from iterinf.report.pictures import dim
+from iterinf.runtime.files import write_atomically
 
 UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
 # Green and red also differ in lightness, for those who do not tell them apart.

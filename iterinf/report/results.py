@@ -9,20 +9,12 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from iterinf.data.dataset import Dataset
-from iterinf.evaluation import (
-    BOUNDARY_F1,
-    MEAN_IOU,
-    MEASURES,
-    Interval,
-    Row,
-    bootstrap,
-    compute_mean_iou,
-    compute_measure,
-    make_row,
-)
-from iterinf.files import read_arrays
-from iterinf.processes import print_once
+from iterinf.evaluation.bootstrap import Interval, bootstrap
+from iterinf.evaluation.measures import BOUNDARY_F1, MEAN_IOU, MEASURES, compute_measure
+from iterinf.evaluation.tally import Tally, unpack
+from iterinf.ops.metrics import compute_mean_iou
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
+from iterinf.report.rows import Row, make_row
 from iterinf.report.table import (
     TITLES,
     format_console_table,
@@ -30,7 +22,8 @@ from iterinf.report.table import (
     write_table,
 )
 from iterinf.report.trajectories import Picture, unpack_maps
-from iterinf.tally import Tally, unpack
+from iterinf.runtime.distributed import print_once
+from iterinf.runtime.files import read_arrays
 
 # Key in test.npz -> what its row is called after the refiner's title.
 SUFFIXES = {

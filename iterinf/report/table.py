@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from iterinf.errors import UserError
-from iterinf.evaluation import Comparison, Row
-from iterinf.files import write_atomically
+from iterinf.report.rows import Comparison, Row
+from iterinf.runtime.files import write_atomically
 
 _LAST_COLUMNS = (
     "mean_iou",
@@ -45,7 +45,7 @@ def write_table(
 
     Columns: model, the classes, mean_iou, global_accuracy, gain, gain_low, gain_high
     (per cent), step_size, num_iterations; then of each measure m of
-    `iterinf.evaluation.MEASURES` m, m_gain, m_low, m_high. In the md the measures have
+    `iterinf.evaluation.measures.MEASURES` m, m_gain, m_low, m_high. In the md they have
     a table of their own. A class absent from truth and prediction, and
     the step size of the segmenter alone, are empty in the csv, null in the json and
     "-" in the md. The json holds full precision under "rows", where it also says which

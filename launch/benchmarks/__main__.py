@@ -16,8 +16,8 @@ import sys
 
 from absl import app, flags, logging
 
-from iterinf.compilation import convolve_on_all_cores
 from iterinf.errors import UserError
+from iterinf.runtime.xla import convolve_on_all_cores
 from launch.benchmarks.measure import measure, summarize, trace
 
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Calls that a median is over.", 1)

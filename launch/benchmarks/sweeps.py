@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from iterinf import Batch
+from iterinf.evaluation.sweep import count_refinements
+from iterinf.evaluation.tally import Spec
 from iterinf.segmenters import create_segmenter
-from iterinf.selection import count_refinements
-from iterinf.tally import Spec
 from launch.benchmarks import torch_networks
 from launch.benchmarks.measure import Case, count_flops
 from launch.benchmarks.networks import LEVEL, make_dae, to_torch

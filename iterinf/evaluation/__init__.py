@@ -1,0 +1,1 @@
+"""What is measured, the sweep on validation, the choice, and intervals."""

@@ -1,0 +1,134 @@
+"""Label maps of images, before and after refinement."""
+
+import operator
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from iterinf.evaluation.tally import Spec, Tally, prepare_truth, tally_image
+from iterinf.inference import Stopping, start_stopping, stopping_step, sweep
+from iterinf.runtime.devices import collect, divide, gather
+from iterinf.training.objectives import (
+    Networks,
+    Variables,
+    divide_split,
+    propose,
+    to_unit_range,
+)
+from iterinf.types import Batch, Candidate, Segmenter
+
+
+@partial(jax.jit, static_argnums=0)
+def segment(
+    segmenter: nn.Module, variables: Variables, batch: Batch
+) -> Int[Array, "b h w"]:
+    """The likeliest class of every pixel, by a segmenter.
+
+    Args:
+      segmenter: proposes y.
+      variables: of the segmenter.
+      batch: images in uint8.
+    """
+    y = propose(segmenter, variables, to_unit_range(batch)).y
+    return gather(jnp.argmax(y, axis=-1))
+
+
+def count_predictions(
+    segmenter: nn.Module,
+    variables: Variables,
+    split: Batch,
+    *,
+    spec: Spec,
+    batch_size: int,
+) -> Tally:
+    """Counts what a segmenter alone has right, image by image.
+
+    Args:
+      segmenter: proposes y.
+      variables: of the segmenter.
+      split: a whole one, images in uint8; labels of k and above are void.
+      spec: what is counted.
+      batch_size: images at a time.
+
+    Returns:
+      A tally [n].
+    """
+    batches = divide_split(split, batch_size, void=spec.num_classes)
+
+    @jax.jit
+    def count(label, y):
+        truth = jax.vmap(partial(prepare_truth, spec=spec))(label)
+        return gather(jax.vmap(partial(tally_image, spec=spec))(truth, y))
+
+    def list_counts():
+        for i in range(len(batches.label)):
+            batch = divide(jax.tree.map(operator.itemgetter(i), batches))
+            yield count(batch.label, _propose(segmenter, variables, batch).y)
+
+    parts = jax.device_get(collect(list_counts()))
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(split.label)], *parts)
+
+
+def refine_labels(
+    segmenter: Segmenter,
+    refiner: nn.Module,
+    networks: Networks,
+    batch: Batch,
+    *,
+    step_sizes: Float[Array, " s"],
+    num_iterations: int,
+    stop: float = 0.0,
+) -> UInt8[Array, "b s p h w"]:
+    """The likeliest class of every pixel after 0..t iterations, p = t + 1.
+
+    Args:
+      segmenter: proposes y and h, by one compiled program for all its refiners.
+      refiner: reconstructs.
+      networks: variables of both.
+      batch: images in uint8.
+      step_sizes: s of them, of Eq. 6; memory grows with b * s.
+      num_iterations: t.
+      stop: tolerance of `iterinf.inference.stopping_step`; 0: no image stops.
+    """
+    candidate = _propose(segmenter, networks["segmenter"], batch)
+    variables = networks["refiner"]
+    return _refine_labels(
+        refiner, num_iterations, stop, variables, candidate, step_sizes
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candidate:
+    return propose(segmenter, variables, to_unit_range(batch))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _refine_labels(
+    refiner: nn.Module,
+    num_iterations: int,
+    stop: float,
+    variables: Variables,
+    candidate: Candidate,
+    step_sizes: Float[Array, " s"],
+) -> UInt8[Array, "b s p h w"]:
+    apply = partial(refiner.apply, variables)
+    condition = apply(candidate, method=refiner.condition)
+
+    def observe(state: Stopping) -> UInt8[Array, "b h w"]:
+        return jnp.argmax(state.y, axis=-1).astype(jnp.uint8)
+
+    initial = start_stopping(candidate.y, stop)
+    refined = sweep(
+        lambda y: apply(y, condition, method=refiner.reconstruct),
+        initial,
+        step_sizes=step_sizes,
+        num_iterations=num_iterations,
+        observe=observe,
+        step=partial(stopping_step, tolerance=stop),
+    )  # s t b h w
+    before = jnp.broadcast_to(observe(initial), (len(refined), 1, *refined.shape[2:]))
+    return gather(jnp.moveaxis(jnp.concatenate([before, refined], axis=1), 2, 0))

@@ -1,0 +1,10 @@
+"""The whole run in order: train, choose on validation, test, report.
+
+`modes.run` starts the stages that a mode needs; `stages.Experiment` opens the data and
+trains, `choice` chooses and tests. Each goes on from what the workdir holds.
+"""
+
+from iterinf.experiment.modes import MODES, run
+from iterinf.experiment.stages import Experiment
+
+__all__ = ["MODES", "Experiment", "run"]

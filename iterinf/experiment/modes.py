@@ -1,0 +1,332 @@
+"""The stages of an experiment, in order; each goes on from what the workdir holds."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from iterinf.config import find_followed, list_trained
+from iterinf.data.dataset import stack_records
+from iterinf.errors import UserError
+from iterinf.evaluation.label_maps import refine_labels, segment
+from iterinf.evaluation.selection import Selection
+from iterinf.evaluation.tally import unpack
+from iterinf.experiment.choice import (
+    choose,
+    evaluate,
+    evaluate_segmenter,
+    has_details,
+)
+from iterinf.experiment.stages import Experiment
+from iterinf.prediction.export import export_workdir
+from iterinf.prediction.folder import predict_files
+from iterinf.prediction.pipeline import set_test_dtype
+from iterinf.report.census import format_census
+from iterinf.report.contact_sheet import plot_contact_sheet
+from iterinf.report.figures import save_figure
+from iterinf.report.html import write_page
+from iterinf.report.results import (
+    RefinerResult,
+    choose_pictures,
+    describe_differences,
+    list_differences,
+    make_rows,
+    write_results,
+)
+from iterinf.report.table import check_class_names
+from iterinf.report.trajectories import Picture, pack_maps
+from iterinf.runtime.bars import create_bar
+from iterinf.runtime.distributed import print_once
+from iterinf.runtime.files import has_file, read_arrays, read_lines
+from iterinf.runtime.provenance import describe_runs, log_run
+from iterinf.types import Batch
+from iterinf.workdir import has_checkpoint
+
+MODES = (
+    "run",
+    "check_data",
+    "train_segmenter",
+    "train_refiner",
+    "sweep",
+    "evaluate",
+    "report",
+    "predict",
+    "export",
+)
+_NUM_IN_FIGURE = 3  # images of Figure 3
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> None:
+    """Runs one stage, or all of them.
+
+    Args:
+      config: as of configs/base.py.
+      workdir: where results go, and where an interrupted run goes on.
+      mode: one of MODES. A stage runs those before it if their results are missing,
+        but for `report`, which draws on what is there, and `predict` and `export`,
+        which take all but the config's part of their name from a finished workdir.
+      command: what the user typed, for the report.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    if mode not in MODES:
+        raise UserError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    if mode == "predict":
+        predict_files(workdir, **config.predict, show_progress=config.progress)
+        return
+    if mode == "export":
+        export_workdir(workdir, **config.export)
+        return
+    experiment = Experiment(config, workdir)
+    check_class_names(experiment.dataset.classes)
+    if mode == "check_data":
+        check_data(experiment)
+        return
+    experiment.check_same_data()
+    if mode != "report":
+        experiment.check_refiners()
+        log_run(workdir, command)
+        _ = experiment.segmenter_variables
+        for stage in _list_refiner_stages(experiment, mode):
+            for name in config.refiners:
+                stage(name)
+        if mode in ("run", "evaluate"):
+            evaluate_segmenter(experiment)
+    if mode in ("run", "report"):
+        report(experiment)
+
+
+def _list_refiner_stages(
+    experiment: Experiment, mode: str
+) -> list[Callable[[str], object]]:
+    """What is done with every refiner: no test image before all choices are made."""
+    choice = functools.partial(choose, experiment)
+    stages: dict[str, list[Callable[[str], object]]] = {
+        "train_segmenter": [],
+        "train_refiner": [experiment.train_refiner],
+        "sweep": [choice],
+        "evaluate": [choice, functools.partial(evaluate, experiment)],
+    }
+    return stages["evaluate" if mode == "run" else mode]
+
+
+def check_data(experiment: Experiment) -> None:
+    """Prints what the data set holds, and draws some of it.
+
+    Writes data/contact_sheet.png.
+
+    Raises:
+      UserError: whatever would stop the experiment later.
+    """
+    census = experiment.check_data()
+    experiment.check_refiners()
+    path = experiment.workdir / "data" / "contact_sheet.png"
+    dataset = experiment.dataset
+    save_figure(plot_contact_sheet(dataset), path)
+    print_once(
+        f"{dataset.name}, {dataset.num_classes} classes: no problems found\n",
+        format_census(census, dataset.classes),
+        f"\nImages beside their labels: {path}",
+    )
+
+
+def report(experiment: Experiment) -> None:
+    """Writes results/ and report.html from what the other stages left.
+
+    Raises:
+      UserError: if a refiner has no result yet.
+    """
+    config, workdir = experiment.config, experiment.workdir
+    _check_results(experiment)
+    refiners = [_read_result(experiment, name) for name in config.refiners]
+    plain = unpack(read_arrays(workdir / "segmenter" / "test.npz"), "counts")
+    blocks = experiment.dataset.test.blocks
+    num_resamples = config.evaluation.num_resamples
+    rows = make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples)
+    differences = list_differences(plain, refiners, blocks, num_resamples)
+    notes = [*describe_differences(differences), *_list_cut_off(experiment)]
+    provenance = {"seed": config.seed, **describe_runs(workdir)}
+    provenance |= _describe_training(experiment)
+    before = plain.confusion
+    in_figure = choose_pictures(before, refiners[-1], _NUM_IN_FIGURE)
+    in_page = choose_pictures(before, refiners[-1], config.report.num_images)
+    positions = dict.fromkeys(in_figure + in_page)
+    pictures = {}
+    with create_bar(
+        "images of the report", len(positions), "image", show=config.progress, delay=2.0
+    ) as bar:
+        for i in positions:
+            pictures[i] = _predict_test(experiment, refiners, i)
+            bar.update()
+    write_results(
+        workdir / "results",
+        experiment.dataset,
+        rows,
+        refiners,
+        [pictures[i] for i in in_figure],
+        differences,
+        notes,
+        provenance,
+    )
+    write_page(
+        workdir / "report.html",
+        experiment.dataset,
+        rows,
+        refiners,
+        [pictures[i] for i in in_page],
+        notes,
+        provenance,
+        json.loads(config.to_json()),
+    )
+
+
+def _check_results(experiment: Experiment) -> None:
+    """Raises UserError for the first thing that the report would have to make."""
+    config, workdir = experiment.config, experiment.workdir
+    files = [
+        workdir / "refiners" / name / file
+        for name in config.refiners
+        for file in ("selection.json", "curve.npz", "test.npz")
+    ]
+    for file in (*files, workdir / "segmenter" / "test.npz"):
+        if not has_file(file):
+            raise UserError(f"there is no {file}; run --mode=evaluate first")
+        if file.name == "test.npz" and not has_details(read_arrays(file)):
+            raise UserError(
+                f"{file} is of an earlier version; run --mode=evaluate first"
+            )
+    for key in list_trained(config):
+        folder = workdir / key.replace("refiner.", "refiners/")
+        if not has_checkpoint(folder):
+            raise UserError(f"there is no checkpoint in {folder} to draw Figure 3 with")
+
+
+def _read_result(experiment: Experiment, name: str) -> RefinerResult:
+    folder = experiment.workdir / "refiners" / name
+    config = experiment.config
+    settings, followed = config.refiner[name], find_followed(config.refiner[name])
+    content = json.loads((folder / "selection.json").read_text())
+    selection, damped = Selection(**content["refined"]), content.get("damped")
+    return RefinerResult(
+        name=name,
+        title=f"{config.segmenter.title} + {settings.title}",
+        step_size=selection.step_size,
+        step_sizes=tuple(settings.selection.step_sizes),
+        num_iterations=selection.num_iterations,
+        parameters=selection.parameters,
+        damped_step_size=damped and damped["step_size"],
+        end_to_end="end_to_end" in settings and settings.end_to_end,
+        is_control="reads_y" in settings.model and not settings.model.reads_y,
+        folder=folder,
+        follows=f"{config.segmenter.title} + {config.refiner[followed].title}"
+        if followed
+        else "",
+    )
+
+
+def _predict_test(
+    experiment: Experiment, refiners: list[RefinerResult], position: int
+) -> Picture:
+    """A test image, and its label maps by all networks, step sizes and iterations."""
+    config, record = experiment.config, experiment.dataset.test[position]
+    segmenter = set_test_dtype(experiment.segmenter, config)
+    batch, row = _stack_around(experiment, position)
+    plain = segment(segmenter, experiment.segmenter_variables, batch)
+    segmented = np.asarray(plain, np.uint8)[row]
+    refined = {}
+    for refiner in refiners:
+        grid = config.refiner[refiner.name].selection
+        maps = refine_labels(
+            *experiment.prepare(refiner.name, refiner.parameters),
+            batch,
+            step_sizes=jnp.asarray(refiner.step_sizes),
+            num_iterations=grid.num_iterations,
+            stop=grid.stop,
+        )
+        refined[refiner.name] = [pack_maps(m, segmented) for m in np.asarray(maps[row])]
+    return Picture(record, segmented, refined)
+
+
+def _stack_around(experiment: Experiment, position: int) -> tuple[Batch, int]:
+    """A test image alone, or in the batch that it was counted in; its row there."""
+    test, size = experiment.dataset.test, 1
+    if getattr(experiment.segmenter, "statistics", "") == "batch":
+        size = experiment.config.evaluation.batch_size
+    first = position - position % size
+    indices = [i % len(test) for i in range(first, first + size)]
+    return stack_records([test[i] for i in indices]), position - first
+
+
+def _describe_training(experiment: Experiment) -> dict[str, str]:
+    """A line a network: how long it was trained, and what that led to."""
+    config, workdir = experiment.config, experiment.workdir
+    folder = workdir / "segmenter"
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = [
+        f"{100 * value:.1f} {key.removeprefix('mean_iou_').replace('_', ' ')}"
+        for key, value in summary.items()
+    ]
+    trained = _describe_epochs(folder, config.segmenter)
+    described = {config.segmenter.title: f"{trained}; mean IoU {', '.join(scores)}"}
+    for name in config.refiners:
+        settings, folder = config.refiner[name], workdir / "refiners" / name
+        content = json.loads((folder / "selection.json").read_text())
+        chosen = Selection(**content["refined"]).parameters
+        seconds = content["seconds"] + read_arrays(folder / "test.npz")["seconds"]
+        parts = [
+            _describe_epochs(folder, settings),
+            *(f"{name} {value:g}" for name, value in chosen.items()),
+            f"chosen by {settings.selection.metric}",
+            f"sweep and test {seconds / 60:.1f} minutes",
+        ]
+        described[settings.title] = "; ".join(parts)
+    return described
+
+
+def _list_cut_off(experiment: Experiment) -> list[str]:
+    """A sentence per training that ended by its epochs: it may not have converged."""
+    sentences = []
+    for key, network in list_trained(experiment.config).items():
+        folder = experiment.workdir / key.replace("refiner.", "refiners/")
+        phases = [("trained", folder, network.training)]
+        if network.fine_tuning.num_epochs:
+            phases.append(("fine-tuned", folder / "fine_tuning", network.fine_tuning))
+        for verb, phase, training in phases:
+            values = [json.loads(line) for line in read_lines(phase / "metrics.jsonl")]
+            if len(values) < training.num_epochs:
+                continue
+            best = min(values, key=functools.partial(_rank, training.monitor))
+            sentences.append(
+                f"{network.title} was {verb} for all of its {len(values)} epochs "
+                f"(best {training.monitor} after {best['epoch']}): it may not have "
+                "converged."
+            )
+    return sentences
+
+
+def _rank(monitor: str, epoch: dict[str, int | float]) -> float:
+    """Low for good epochs."""
+    return epoch[monitor] if monitor.endswith("loss") else -epoch[monitor]
+
+
+def _describe_epochs(folder: pathlib.Path, settings: ConfigDict) -> str:
+    if "training" not in settings:
+        return "not trained here"
+    described = _describe_phase(folder, settings.training)
+    if settings.fine_tuning.num_epochs:
+        phase = _describe_phase(folder / "fine_tuning", settings.fine_tuning)
+        described += f"; fine-tuning {phase}"
+    return described
+
+
+def _describe_phase(folder: pathlib.Path, training: ConfigDict) -> str:
+    epochs = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
+    minutes = sum(epoch["seconds"] for epoch in epochs) / 60
+    ended = len(epochs) < training.num_epochs
+    until = "until patience ended" if ended else "epoch limit reached"
+    return f"{len(epochs)} epochs, {until}, {minutes:.1f} minutes"

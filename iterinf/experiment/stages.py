@@ -1,0 +1,376 @@
+"""The stages of an experiment; each goes on from what the workdir holds."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from iterinf.config import check_crops, check_settings, list_trained, reads_frames
+from iterinf.data import (
+    Dataset,
+    check_dataset,
+    create_dataset,
+    describe_dataset,
+)
+from iterinf.data.augment import crop_randomly
+from iterinf.data.census import SplitCensus, count_records
+from iterinf.data.dataset import stack_records
+from iterinf.data.external import add_outputs, find_stride
+from iterinf.data.frequencies import compute_median_frequency_weights
+from iterinf.errors import UserError
+from iterinf.evaluation.chain import Chain
+from iterinf.ops.metrics import compute_mean_iou, confusion_matrix
+from iterinf.prediction.pipeline import (
+    build_refiner,
+    build_segmenter,
+    read_followed,
+    set_test_dtype,
+)
+from iterinf.runtime.devices import check_batch_size, collect, gather, replicate
+from iterinf.runtime.distributed import print_once
+from iterinf.runtime.files import has_file, read_arrays, write_arrays, write_json
+from iterinf.segmenters.pretrained import (
+    describe_replaced,
+    read_weights,
+    replace_parameters,
+)
+from iterinf.training.batch_norm import estimate_statistics
+from iterinf.training.frames import add_frames, list_outputs
+from iterinf.training.loop import Params
+from iterinf.training.losses import compute_cross_entropy, compute_reconstruction_loss
+from iterinf.training.objectives import (
+    Networks,
+    Validate,
+    Variables,
+    combine,
+    make_reconstruction,
+    make_refiner_loss,
+    make_segmenter_loss,
+    make_validation,
+    propose,
+    replace_numbers,
+    to_unit_range,
+)
+from iterinf.training.trainer import Trainer
+from iterinf.types import Candidate, Segmenter
+from iterinf.workdir import has_checkpoint, has_results, keep_input, keep_settings
+
+
+class Experiment:
+    """A config and the workdir that holds its results.
+
+    Attributes:
+      config: as of configs/base.py.
+      workdir: segmenter/, refiners/<name>/, results/.
+      dataset: the three splits.
+      segmenter: the network that proposes y and h.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+        """Opens the data and the workdir.
+
+        Raises:
+          UserError: values, names or options that cannot be, no data, or a workdir
+            that holds another config's results.
+        """
+        self.config = config
+        self.workdir = workdir
+        self._networks: dict[str, Networks] = {}
+        self._settings = json.loads(config.to_json())
+        check_settings(self._settings)
+        self.dataset: Dataset = create_dataset(
+            config.dataset.name, **config.dataset.options
+        )
+        if config.segmenter.name == "precomputed":
+            self.dataset = add_outputs(
+                self.dataset, pathlib.Path(config.segmenter.outputs)
+            )
+        self.segmenter = build_segmenter(config, self.dataset.num_classes, workdir)
+        self._trainer = Trainer(
+            self.dataset.train,
+            seed=config.seed,
+            num_threads=config.loader.num_threads,
+            trace_steps=config.trace_steps,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+        self._check_parts()
+        keep_settings(workdir, self._settings)
+
+    def _check_parts(self) -> None:
+        """Builds all that training will need, so that an error shows at once."""
+        for key, settings in list_trained(self.config).items():
+            for phase in ("training", "fine_tuning"):
+                self._trainer.create_optimizer(settings[phase])
+                check_batch_size(
+                    settings[phase].batch_size, f"config.{key}.{phase}.batch_size"
+                )
+        for name in self.config.refiners:
+            refiner, settings = self.create_refiner(name), self.config.refiner[name]
+            if "training" in settings:
+                make_refiner_loss(self.segmenter, refiner, **settings.objective)
+                phases = (settings.training, settings.fine_tuning)
+                if self.segmenter.feature_offset and any(map(reads_frames, phases)):
+                    raise UserError(
+                        f"config.refiner.{name} has inputs 'frames', but no crop "
+                        "begins where the segmenter's features do, before the image; "
+                        "expected 'crops', or another padding of the segmenter"
+                    )
+
+    def check_data(self) -> dict[str, SplitCensus]:
+        """Reads every record; crops must lie inside every training image.
+
+        Returns:
+          What was counted, by name of the split.
+
+        Raises:
+          UserError: naming all that is wrong.
+        """
+        census = check_dataset(self.dataset, show_progress=self.config.progress)
+        stride = find_stride(self.dataset.train[0].outputs)
+        check_crops(self._settings, set(census["train"].sizes), stride)
+        return census
+
+    def check_same_data(self) -> None:
+        """Compares the data to what the workdir's results were made from.
+
+        Raises:
+          UserError: if they differ in classes, names, or the first record of a split.
+        """
+        path, found = self.workdir / "data.json", describe_dataset(self.dataset)
+        if has_file(path) and has_results(self.workdir):
+            kept = json.loads(path.read_text())
+            for name in found:
+                if kept.get(name, found[name]) != found[name] and name != "colors":
+                    raise UserError(
+                        f"{self.workdir} holds results of other data (its {name} "
+                        "differ); name another workdir"
+                    )
+        write_json(path, found)
+
+    def check_refiners(self) -> None:
+        """Builds in shapes the refiners that are still to be trained.
+
+        Raises:
+          UserError: if one reads a feature that the segmenter does not give, or lacks a
+            parameter that validation is to choose.
+        """
+        workdir, names = self.workdir, self.config.refiners
+        names = [n for n in names if not has_checkpoint(workdir / "refiners" / n)]
+        if not names:
+            return
+        key, batch = jax.random.key(0), stack_records([self.dataset.train[0]])
+        variables = jax.eval_shape(
+            functools.partial(self.segmenter.init, key),
+            to_unit_range(batch).image,
+            **batch.outputs,
+        )
+        for name in names:
+            settings = self.config.refiner[name]
+            candidate = self._make_candidate(variables, settings)
+            shapes = jax.eval_shape(self.create_refiner(name).init, key, candidate)
+            values = dict.fromkeys(settings.selection.parameters, 0.0)
+            replace_numbers({"refiner": shapes}, values)
+
+    def create_refiner(self, name: str) -> nn.Module:
+        """The network of a refiner of the config, not trained."""
+        num_classes = self.dataset.num_classes
+        return build_refiner(self.config, name, self.segmenter, num_classes)
+
+    @functools.cached_property
+    def segmenter_variables(self) -> Variables:
+        """The segmenter's best variables; trained if they are not there yet."""
+        if not has_results(self.workdir):
+            self.check_data()
+        trained = "training" in self.config.segmenter
+        variables = {"params": self._train_segmenter()} if trained else {}
+        if getattr(self.segmenter, "statistics", "") == "running":
+            variables["statistics"] = self._estimate_statistics(variables)
+        path = self.workdir / "segmenter" / "summary.json"
+        if not has_file(path):
+            write_json(path, self._summarise(variables))
+        return variables
+
+    def _train_segmenter(self) -> Params:
+        folder = self.workdir / "segmenter"
+        settings = self.config.segmenter
+        params = self._trainer.initialise(self.segmenter, jnp.zeros((1, 64, 64, 3)))
+        if settings.init_from and not has_checkpoint(folder):
+            weights = read_weights(settings.init_from, self.segmenter)
+            print_once(describe_replaced(params, weights, settings.init_from))
+            params = replicate(replace_parameters(params, weights, settings.init_from))
+            keep_input(self.segmenter, folder)
+        return self._trainer.fit(
+            params,
+            make_segmenter_loss(self.segmenter, self._compute_class_weights()),
+            lambda params: self._validate_segmenter({"params": params}),
+            folder,
+            settings,
+        )
+
+    @functools.cached_property
+    def _validate_segmenter(self) -> Validate:
+        """Measures the segmenter's variables, whichever collections they have."""
+
+        def predict(variables, _, batch):
+            return self.segmenter.apply(variables, batch.image, **batch.outputs)[0]
+
+        return self._make_validation(predict, compute_cross_entropy)
+
+    def _estimate_statistics(self, variables: Variables) -> Variables:
+        """Over an epoch of the last phase's images; kept in a file."""
+        path = self.workdir / "segmenter" / "statistics.npz"
+        if not has_file(path):
+            settings = self.config.segmenter
+            fine_tuned = settings.fine_tuning.num_epochs > 0
+            phase = settings.fine_tuning if fine_tuned else settings.training
+            with contextlib.closing(self._trainer.make_batches(phase, 0)) as batches:
+                statistics = estimate_statistics(
+                    self.segmenter,
+                    variables,
+                    batches,
+                    self._trainer.count_steps(phase),
+                )
+            write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
+        return replicate(unflatten_dict(read_arrays(path), sep="/"))
+
+    def _summarise(self, variables: Variables) -> dict[str, float]:
+        """How well the segmenter knows its training crops, and validation."""
+        summary = {}
+        if "training" in self.config.segmenter:
+            score = self._score_training_crops(variables)
+            summary["mean_iou_on_training_crops"] = score
+        score = self._validate_segmenter(variables)["validation/mean_iou"]
+        return summary | {"mean_iou_on_validation": score}
+
+    def _compute_class_weights(self) -> np.ndarray | None:
+        if self.config.segmenter.class_weights == "none":
+            return None
+        census = count_records(self.dataset.train, self.dataset.num_classes)
+        return compute_median_frequency_weights(census.pixels[:, :-1])
+
+    def train_refiner(self, name: str) -> Networks:
+        """Trains a refiner, or reads it where that is done.
+
+        Returns:
+          Its variables and those of the segmenter that proposes to it: the frozen one,
+          or its own copy where the two were trained end to end.
+        """
+        if name not in self._networks:
+            frozen = {"segmenter": self.segmenter_variables}
+            self._networks[name] = combine(self._train_refiner(name, frozen), frozen)
+        return self._networks[name]
+
+    def prepare(
+        self, name: str, parameters: Mapping[str, float]
+    ) -> tuple[Segmenter, nn.Module, Networks]:
+        """Prepares networks for choices, counts and pictures of a refiner.
+
+        Args:
+          name: its key in the config.
+          parameters: values of its scalar parameters.
+
+        Returns:
+          The segmenter, or a chain of it and the refiner that is followed; the refiner;
+          the variables of both.
+
+        Raises:
+          UserError: see `iterinf.prediction.pipeline.read_followed`.
+        """
+        networks = replace_numbers(self.train_refiner(name), parameters)
+        segmenter: Segmenter = set_test_dtype(self.segmenter, self.config)
+        refiner = set_test_dtype(self.create_refiner(name), self.config)
+        followed = read_followed(self.workdir, self.config, name)
+        if followed:
+            first = set_test_dtype(self.create_refiner(followed.name), self.config)
+            segmenter = Chain(segmenter, followed.make_loop(first))
+            others = self.train_refiner(followed.name)
+            networks |= {"segmenter": replace_numbers(others, followed.parameters)}
+        return segmenter, refiner, networks
+
+    def _train_refiner(self, name: str, frozen: Networks) -> Params:
+        settings = self.config.refiner[name]
+        refiner = self.create_refiner(name)
+        candidate = self._make_candidate(frozen["segmenter"], settings)
+        params = {"refiner": self._trainer.initialise(refiner, candidate)}
+        if "training" not in settings:
+            return params
+        if settings.end_to_end:
+            params["segmenter"] = frozen["segmenter"]["params"]
+        open_frames = functools.partial(
+            add_frames,
+            self.dataset.train,
+            self.workdir / "segmenter" / "frames",
+            list_outputs(refiner),
+            self.segmenter,
+            frozen["segmenter"],
+            show_progress=self.config.progress,
+        )
+        objective = settings.objective
+        weights = {
+            "squared_error": objective.squared_error,
+            "cross_entropy": objective.cross_entropy,
+        }
+        return dataclasses.replace(self._trainer, open_frames=open_frames).fit(
+            params,
+            make_refiner_loss(self.segmenter, refiner, **objective),
+            self._make_validation(
+                make_reconstruction(self.segmenter, refiner, objective.num_iterations),
+                functools.partial(compute_reconstruction_loss, **weights),
+                frozen=frozen,
+            ),
+            self.workdir / "refiners" / name,
+            settings,
+            frozen=frozen,
+        )
+
+    def _make_candidate(self, variables: Variables, settings: ConfigDict) -> Candidate:
+        """Zeros in the shapes of a proposal for an image as this refiner trains on."""
+        record = self.dataset.train[0]
+        size = settings.training.crop_size if "training" in settings else None
+        if size:
+            record = crop_randomly(record, np.random.default_rng(0), size)
+        shapes = jax.eval_shape(
+            functools.partial(propose, self.segmenter),
+            variables,
+            to_unit_range(stack_records([record])),
+        )
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def _make_validation(
+        self, predict: Any, measure_loss: Any, frozen: Any = None
+    ) -> Validate:
+        return make_validation(
+            predict,
+            measure_loss,
+            self.dataset.validation,
+            frozen=frozen,
+            num_classes=self.dataset.num_classes,
+            batch_size=self.config.evaluation.batch_size,
+        )
+
+    def _score_training_crops(self, variables: Variables) -> float:
+        """Mean IoU of y on an epoch of the crops that it was trained on."""
+        training = self.config.segmenter.training
+
+        @jax.jit
+        def count(variables, batch):
+            logits, _ = self.segmenter.apply(variables, batch.image)
+            predictions = jnp.argmax(logits, axis=-1)
+            confusion = confusion_matrix(batch.label, predictions, logits.shape[-1])
+            return gather(confusion)
+
+        steps = range(self._trainer.count_steps(training))
+        with contextlib.closing(self._trainer.make_batches(training, 0)) as batches:
+            parts = collect(count(variables, next(batches)) for _ in steps)
+        confusion = np.asarray(jax.device_get(parts), np.int64).sum(axis=0)
+        return float(compute_mean_iou(confusion))

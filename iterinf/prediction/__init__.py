@@ -1,0 +1,1 @@
+"""A finished workdir on new images, and its export."""

@@ -1,0 +1,265 @@
+"""Predictions of picture files by a finished workdir, written as pictures.
+
+    labels/NAME.png        class ids at the picture's size, in the classes' colours
+    overlays/NAME.jpg      the same colours over the picture
+    before_after/NAME.png  picture, network, refined; at most 1000 pixels wide each
+    changes/NAME.png       pixels whose class the loop changed, in the new one's colour
+    trajectories/NAME.gif  if asked for: the label maps at the networks' scale, before
+    trajectories/NAME/     and after each iteration, also as 000.png, 001.png, ...
+    classes.json           what the ids mean, as iterinf/data/folder.py reads it
+    legend.png             the colours with the names of their classes
+
+NAME is that of the picture, with the folders below the one that holds all pictures.
+"""
+
+import contextlib
+import glob
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from iterinf.data.external import Outputs, find_file, read_outputs
+from iterinf.data.image_io import read_image, read_size
+from iterinf.errors import UserError
+from iterinf.prediction.pipeline import read_pipeline
+from iterinf.prediction.predictor import Picture, Prediction, Predictor, check_finite
+from iterinf.prediction.resize import Size
+from iterinf.report.pictures import (
+    draw_legend,
+    encode_animation,
+    encode_jpeg,
+    encode_label_map,
+    encode_png_fast,
+    overlay,
+    paint_changes,
+    place_side_by_side,
+)
+from iterinf.runtime.bars import create_bar
+from iterinf.runtime.distributed import is_first
+from iterinf.runtime.files import write_atomically
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+_KINDS = ("labels", "overlays", "before_after", "changes", "trajectories")
+_PANEL_WIDTH = 1000
+
+
+def predict_files(
+    workdir: Path,
+    *,
+    images: str,
+    output: str,
+    scale: float | None = None,
+    refiner: str = "",
+    batch_size: int = 4,
+    trajectory: bool = False,
+    probabilities: str = "",
+    show_progress: bool = True,
+) -> None:
+    """Predicts pictures and writes what is listed above.
+
+    Args:
+      workdir: of a finished experiment; nothing is written there.
+      images: a picture, a folder of them, or a pattern.
+      output: the folder to write to.
+      scale: see `iterinf.prediction.predictor.Predictor`.
+      refiner: a key of the workdir's config; "": the last row of its table.
+      batch_size: the most pictures that are predicted at a time.
+      trajectory: whether to write every iteration.
+      probabilities: a folder of NAME.npy or NAME.npz (iterinf/data/external.py), the
+        probabilities of another network, to be refined in place of the segmenter's.
+      show_progress: by a bar.
+
+    Raises:
+      UserError: if nothing can be predicted at all; or at the end, if some pictures
+        could not be used: each was named on stderr, and the others are written.
+    """
+    _check_options(images, output, scale, batch_size)
+    names = find_pictures(images)
+    folder = Path(output)
+    predictor = Predictor(read_pipeline(workdir, refiner or None), scale)
+    _check_probabilities(probabilities, predictor, workdir)
+    legend = _draw_legend(folder, predictor)
+    _protect(names, folder, legend)
+    failures = []
+    with create_bar("predict", len(names), "image", show=show_progress) as bar:
+
+        def complain(error: UserError) -> None:
+            failures.append(error)
+            bar.update()
+            if is_first():
+                bar.write(f"iterinf: {error}", file=sys.stderr)
+
+        predictions = predictor.predict_all(
+            _prepare_all(predictor, names, probabilities, complain),
+            batch_size=batch_size,
+            trajectory=trajectory,
+        )
+        for prediction in _keep_finite(predictions, complain):
+            name = names[Path(prediction.picture.name)]
+            files = _draw(folder, name, prediction, predictor.colors)
+            write_atomically(legend | files)
+            legend = {}
+            bar.update()
+    if failures:
+        count = f"{len(failures)} of {len(names)} pictures"
+        raise UserError(f"{count} could not be used, each is named above")
+
+
+def _prepare_all(
+    predictor: Predictor,
+    names: Mapping[Path, str],
+    probabilities: str,
+    complain: Callable[[UserError], None],
+) -> Iterator[Picture]:
+    """Reads pictures, those of one size at the networks' scale after each other."""
+    for path in sorted(names, key=lambda path: _find_size(path, predictor)):
+        try:
+            outputs = _read_outputs(probabilities, names[path])
+            image = read_image(path, upright=True)
+            picture = predictor.prepare(image, outputs, str(path))
+        except UserError as error:
+            complain(error)
+        else:
+            yield picture
+
+
+def _keep_finite(
+    predictions: Iterable[Prediction], complain: Callable[[UserError], None]
+) -> Iterator[Prediction]:
+    for prediction in predictions:
+        try:
+            check_finite(prediction)
+        except UserError as error:
+            complain(error)
+        else:
+            yield prediction
+
+
+def find_pictures(images: str) -> dict[Path, str]:
+    """Finds pictures, and a name for each: its path below the folder of all of them.
+
+    Args:
+      images: a picture, a folder of them, or a pattern; `**` in it means any folders.
+
+    Returns:
+      Names by path, in order.
+
+    Raises:
+      UserError: if there is no picture, or two differ in their ending alone.
+    """
+    if Path(images).is_dir():
+        found = [p for p in Path(images).iterdir() if p.suffix.lower() in _SUFFIXES]
+        found = [path for path in found if not path.name.startswith(".")]
+    elif Path(images).is_file():  # also where its name looks like a pattern
+        found = [Path(images)]
+    else:
+        found = [Path(path) for path in glob.glob(images, recursive=True)]
+    paths = sorted(path for path in found if path.is_file())
+    if not paths:
+        raise UserError(f"config.predict.images is {images!r}, and no picture is there")
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    names = {path: str(path.relative_to(root).with_suffix("")) for path in paths}
+    for one, other in itertools.pairwise(sorted(paths, key=lambda p: names[p])):
+        if names[one] == names[other]:
+            raise UserError(f"{one} and {other} have one name, expected two")
+    return names
+
+
+def _check_options(
+    images: str, output: str, scale: float | None, batch_size: int
+) -> None:
+    for key, value in (("images", images), ("output", output)):
+        if not value:
+            raise UserError(f"--mode=predict needs --config.predict.{key}")
+    if scale is not None and not scale > 0:
+        raise UserError(f"config.predict.scale is {scale}, expected a number above 0")
+    if batch_size < 1:
+        raise UserError(
+            f"config.predict.batch_size is {batch_size}, expected 1 or more"
+        )
+
+
+def _check_probabilities(
+    probabilities: str, predictor: Predictor, workdir: Path
+) -> None:
+    if probabilities and not Path(probabilities).is_dir():
+        raise UserError(
+            f"config.predict.probabilities is {probabilities!r}, expected a folder"
+        )
+    if predictor.outputs and not probabilities:
+        raise UserError(
+            f"the segmenter of {workdir} is a network that ran elsewhere, so "
+            "config.predict.probabilities must name the folder of its outputs"
+        )
+
+
+def _protect(paths: Iterable[Path], folder: Path, legend: Mapping[Path, bytes]) -> None:
+    """Raises UserError if what others wrote lies where results are written."""
+    path = folder / "classes.json"
+    if path.exists() and path.read_bytes() != legend[path]:
+        raise UserError(
+            f"{path} is there and tells of other classes; name another folder in "
+            "config.predict.output"
+        )
+    for path in paths:
+        for kind in _KINDS:
+            if path.resolve().is_relative_to((folder / kind).resolve()):
+                raise UserError(
+                    f"{path} lies where results are written; name another folder than "
+                    f"{folder} in config.predict.output"
+                )
+
+
+def _find_size(path: Path, predictor: Predictor) -> Size:
+    """The size at the networks' scale: pictures of one size follow each other."""
+    with contextlib.suppress(UserError):  # it comes again, and is told, in its turn
+        return predictor.choose_size(read_size(path))
+    return 0, 0
+
+
+def _read_outputs(probabilities: str, name: str) -> Outputs:
+    return read_outputs(find_file(Path(probabilities), name)) if probabilities else {}
+
+
+def _draw_legend(folder: Path, predictor: Predictor) -> dict[Path, bytes]:
+    """The files that say what the ids and colours of label maps mean."""
+    colors = predictor.colors.tolist()
+    classes = [
+        {"name": name, "color": color}
+        for name, color in zip(predictor.classes, colors, strict=False)
+    ]
+    content = {"classes": classes, "void_id": 255, "void_color": colors[-1]}
+    legend = draw_legend(predictor.classes, predictor.colors)
+    return {
+        folder / "classes.json": (json.dumps(content, indent=2) + "\n").encode(),
+        folder / "legend.png": encode_png_fast(legend),
+    }
+
+
+def _draw(
+    folder: Path, name: str, prediction: Prediction, colors: UInt8[np.ndarray, "_ 3"]
+) -> dict[Path, bytes]:
+    """All files of a picture."""
+    image = prediction.picture.image
+    before, after = prediction.initial_labels, prediction.labels
+    panels = place_side_by_side(image, (before, after), colors, width=_PANEL_WIDTH)
+    changes = paint_changes(image, before, after, colors)
+    files = {
+        folder / "labels" / f"{name}.png": encode_label_map(after, colors),
+        folder / "overlays" / f"{name}.jpg": encode_jpeg(overlay(image, after, colors)),
+        folder / "before_after" / f"{name}.png": encode_png_fast(panels),
+        folder / "changes" / f"{name}.png": encode_png_fast(changes),
+    }
+    if prediction.trajectory is not None:
+        target = folder / "trajectories" / name
+        animation = encode_animation(prediction.trajectory, colors)
+        files[target.with_name(f"{target.name}.gif")] = animation
+        for i, labels in enumerate(prediction.trajectory):
+            files[target / f"{i:03}.png"] = encode_label_map(labels, colors)
+    return files

@@ -1,0 +1,152 @@
+"""report.html: one file that shows a workdir's results, and needs nothing beside it.
+
+What it shows is one JSON object; page.js, charts.js and viewer.js draw it.
+"""
+
+import base64
+import html
+import json
+import pathlib
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from iterinf.data.dataset import Dataset
+from iterinf.report.pictures import encode_jpeg
+from iterinf.report.results import (
+    RefinerResult,
+    choose_map,
+    read_boundary_curves,
+    read_curves,
+)
+from iterinf.report.rows import Row
+from iterinf.report.table import TITLES, drop_nan, format_measure
+from iterinf.report.trajectories import Picture, pack_maps
+from iterinf.runtime.distributed import print_once
+from iterinf.runtime.files import write_atomically
+
+_FOLDER = pathlib.Path(__file__).parent
+_SCRIPTS = ("page.js", "charts.js", "viewer.js")
+
+
+def write_page(
+    path: pathlib.Path,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    refiners: Sequence[RefinerResult],
+    pictures: Sequence[Picture],
+    notes: Sequence[str],
+    provenance: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    """Writes the page.
+
+    Args:
+      path: of the file.
+      dataset: its name, its classes and their colours, the size of its test split.
+      rows: of the table, the plain network first.
+      refiners: what the stages left.
+      pictures: what the viewer shows; none: there is no viewer.
+      notes: sentences under the table.
+      provenance: how the numbers were made.
+      config: plain nested dicts, as config.json has it.
+
+    Raises:
+      UserError: if writing fails.
+    """
+    title = f"{rows[0].model} on {dataset.name}"
+    document = {
+        "title": title,
+        "classes": dataset.classes,
+        "colors": dataset.colors.tolist(),
+        "rows": [_describe_row(row) for row in rows],
+        "measures": [TITLES[name] for name, _ in rows[0].measures],
+        "notes": notes,
+        "curves": [_describe_curves(refiner) for refiner in refiners],
+        "num_test": len(dataset.test),
+        "pictures": [_describe_picture(picture, refiners) for picture in pictures],
+        "provenance": provenance,
+        "config": config,
+    }
+    template = string.Template((_FOLDER / "page.html").read_text())
+    page = template.substitute(
+        title=html.escape(title),
+        style=(_FOLDER / "page.css").read_text(),
+        document=_encode(document),
+        script="\n".join((_FOLDER / name).read_text() for name in _SCRIPTS),
+    )
+    write_atomically({path: page.encode()})
+    print_once(f"Page: {path}")
+
+
+def _encode(document: Mapping[str, Any]) -> str:
+    """JSON for a script element, which the first "</script>" would end."""
+    text = json.dumps(drop_nan(document), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", r"\u003c")
+
+
+def _describe_row(row: Row) -> dict[str, Any]:
+    """A row by field; each measure as the texts of its value and its interval."""
+    measures = [format_measure(name, found) for name, found in row.measures]
+    return row._asdict() | {"measures": measures}
+
+
+def _describe_curves(refiner: RefinerResult) -> dict[str, Any]:
+    """A refiner's choice, and its curves in per cent after 0..t iterations.
+
+    Mean IoU on validation and on test; boundary F1 on both, if it is known.
+    """
+    step_sizes, validation, test = read_curves(refiner)
+    boundaries = read_boundary_curves(refiner)
+    return {
+        "name": refiner.name,
+        "title": refiner.title,
+        "step_sizes": step_sizes,
+        "chosen": step_sizes.index(refiner.step_size),
+        "num_iterations": refiner.num_iterations,
+        "has_controls": refiner.damped_step_size is not None,
+        "follows": refiner.follows,
+        "validation": _list_percent(validation),
+        "test": _list_percent(test),
+        "boundary_f1": boundaries and [_list_percent(curve) for curve in boundaries],
+    }
+
+
+def _list_percent(fractions: Float[np.ndarray, "*shape"]) -> list[Any]:
+    return np.round(100 * fractions, 3).tolist()
+
+
+def _describe_picture(
+    picture: Picture, refiners: Sequence[RefinerResult]
+) -> dict[str, Any]:
+    """A JPEG, packed label maps, and how many more pixels each refiner gets right."""
+    label, segmented = picture.record.label, picture.segmented
+    right = int(np.count_nonzero(segmented == label))
+    gained = {
+        refiner.name: int(np.count_nonzero(choose_map(picture, refiner) == label))
+        - right
+        for refiner in refiners
+    }
+    refined = {
+        name: [_to_text(packed) for packed in maps]
+        for name, maps in picture.refined.items()
+    }
+    nothing = np.zeros_like(segmented)
+    jpeg = _to_text(encode_jpeg(picture.record.image))
+    return {
+        "name": picture.record.name,
+        "height": label.shape[0],
+        "width": label.shape[1],
+        "image": f"data:image/jpeg;base64,{jpeg}",
+        "label": _to_text(pack_maps(label[None], nothing)),
+        "segmented": _to_text(pack_maps(segmented[None], nothing)),
+        "refined": refined,
+        "gained": gained,
+    }
+
+
+def _to_text(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,86 @@
+"""A line of the table, from what was counted of the images of a split."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from iterinf.evaluation.bootstrap import bootstrap
+from iterinf.evaluation.measures import MEAN_IOU, MEASURES, Measure, compute_measure
+from iterinf.evaluation.tally import Tally
+from iterinf.ops.metrics import compute_class_iou, compute_global_accuracy
+
+
+class Comparison(NamedTuple):
+    """A value of a model, and its difference to another's with an interval."""
+
+    value: float
+    gain: float  # this model's minus the other's
+    low: float
+    high: float
+
+
+class Row(NamedTuple):
+    """A line of the table; all in per cent, gains in points."""
+
+    model: str
+    class_iou: tuple[float, ...]  # k; nan: absent from truth and prediction
+    mean_iou: float
+    global_accuracy: float
+    gain: float  # mean IoU minus the segmenter's; 0 for that itself
+    gain_low: float
+    gain_high: float
+    step_size: float | None  # None: the segmenter alone
+    num_iterations: int
+    is_control: bool = False  # whether it is there for another row to be compared with
+    measures: tuple[tuple[str, Comparison], ...] = ()  # of MEASURES, by name
+
+
+def make_row(
+    model: str,
+    tally: Tally,
+    baseline: Tally,
+    blocks: Sequence[int],
+    *,
+    step_size: float | None = None,
+    num_iterations: int = 0,
+    is_control: bool = False,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Row:
+    """Makes a line of the table from what was counted of the images of a split.
+
+    The segmenter alone is its own baseline: gains and intervals are then exactly 0.
+
+    Args:
+      model: its name in the table.
+      tally: [n], with details.
+      baseline: the same of the segmenter alone.
+      blocks: the bootstrap block of each image.
+      step_size: the chosen one; None for the segmenter alone.
+      num_iterations: the chosen number; 0 for the segmenter alone.
+      is_control: whether another row is compared with it.
+      num_resamples: see `bootstrap`.
+      seed: see `bootstrap`.
+    """
+    total = tally.confusion.sum(axis=0)
+
+    def compare(measure: Measure) -> Comparison:
+        interval = bootstrap(
+            measure, baseline, tally, blocks, num_resamples=num_resamples, seed=seed
+        )
+        value = float(measure.unit * compute_measure(measure, tally))
+        return Comparison(value, *interval)
+
+    mean_iou = compare(MEAN_IOU)
+    return Row(
+        model=model,
+        class_iou=tuple((100 * compute_class_iou(total)).tolist()),
+        mean_iou=mean_iou.value,
+        global_accuracy=float(100 * compute_global_accuracy(total)),
+        gain=mean_iou.gain,
+        gain_low=mean_iou.low,
+        gain_high=mean_iou.high,
+        step_size=None if step_size is None else float(step_size),
+        num_iterations=int(num_iterations),
+        is_control=is_control,
+        measures=tuple((name, compare(m)) for name, m in MEASURES.items()),
+    )

@@ -1,0 +1,1 @@
+"""Devices, processes, files, signals: what has nothing to do with the method."""

@@ -1,0 +1,68 @@
+"""Statistics of normalisation, estimated when training is over."""
+
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from iterinf.runtime.devices import collect, gather
+from iterinf.training.objectives import Variables
+from iterinf.types import Batch
+
+_COLLECTION = "statistics"
+
+
+def estimate_statistics(
+    segmenter: nn.Module,
+    variables: Variables,
+    batches: Iterator[Batch],
+    num_batches: int,
+) -> Variables:
+    """Estimates the population mean and variance of every normalisation layer.
+
+    From the means m_b and variances v_b of n training batches of one size,
+
+      mean = sum_b m_b / n,   variance = sum_b (v_b + m_b^2) / n - mean^2
+
+    so that for a layer whose inputs do not depend on the batch, both are those of all
+    pixels of all batches together. Unlike moving averages kept while the parameters
+    change, they belong to the final parameters, and training needs no state for them.
+    Dropout is off, as when they are used: it adds variance, and in a network of many
+    layers the difference adds up.
+
+    Args:
+      segmenter: has a `dropout`, and stores the "mean" and "var" of its batch in the
+        collection "statistics" where that is mutable.
+      variables: of the segmenter.
+      batches: training batches.
+      num_batches: n.
+
+    Returns:
+      The collection "statistics", float32.
+
+    Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; for dropout
+    Li et al. 2019, "Understanding the Disharmony between Dropout and Batch
+    Normalization by Variance Shift".
+    """
+    without_dropout = segmenter.clone(dropout=0.0)
+
+    @jax.jit
+    def measure(variables: Variables, batch: Batch) -> Variables:
+        _, left = without_dropout.apply(
+            variables, batch.image, train=True, mutable=[_COLLECTION]
+        )
+        return gather(left[_COLLECTION])
+
+    found = collect(measure(variables, next(batches)) for _ in range(num_batches))
+    stacked = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(found))
+    by_path = flatten_dict(stacked)  # [n, ...], path of the layer with "mean" or "var"
+    population = {}
+    for (*layer, name), values in by_path.items():
+        average = values.mean(axis=0, dtype=np.float64)
+        if name == "var":
+            average += by_path[*layer, "mean"].var(axis=0, dtype=np.float64)
+        population[*layer, name] = jnp.float32(average)
+    return unflatten_dict(population)

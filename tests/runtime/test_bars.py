@@ -1,0 +1,46 @@
+"""What bars show, and when."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from iterinf.runtime.bars import StepBar, create_bar
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_short_training_shows_its_end(capsys, count):
+    """Also where little is printed, as into a file, and steps take no time."""
+    bar = StepBar("training", total=6, initial=0, show=True)
+    for step in range(count):
+        bar.add(jnp.asarray(step))
+        if step % 2:
+            bar.wait()
+            bar.end_epoch(100.0, loss="0.5")
+    bar.close()
+    last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+    assert f"{count}/6" in last
+    assert "loss=0.5" in last
+
+
+def test_the_rate_leaves_out_compilation_and_the_first_validation():
+    bar = StepBar("training", total=6, initial=0, show=True)
+    begun = bar._bar.start_t
+    bar.add(jnp.asarray(0))
+    assert (bar._bar.initial, bar._bar.n) == (1, 1)
+    compiled = bar._bar.start_t
+    bar.end_epoch(100.0)
+    bar.end_epoch(100.0)
+    assert begun <= compiled == bar._bar.start_t - 100.0
+    bar.close()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_first_process_alone_shows_bars(monkeypatch, capsys, index):
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    create_bar("work", 3, "image").close()
+    bar = StepBar("training", total=6, initial=0, show=True)
+    bar.add(jnp.asarray(0))
+    bar.end_epoch(1.0)
+    bar.close()
+    said = capsys.readouterr().err
+    assert ("training" in said) == ("work" in said) == (index == 0)

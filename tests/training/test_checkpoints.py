@@ -1,0 +1,333 @@
+"""Checkpoints: round trip, other models, full disks, and kills inside a write."""
+
+import contextlib
+import errno
+import pathlib
+import resource
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from iterinf.errors import UserError
+from iterinf.training.checkpoints import Checkpoints, Progress
+
+# When a write fails, other parts of it end after Orbax has closed its event loop.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def make_model(step, size=5):
+    """Parameters that tell their step, and that no compression makes small."""
+    kernel = np.random.default_rng(step).normal(size=(size, 2)).astype(np.float32)
+    return {"params": {"layer": {"kernel": jnp.asarray(kernel), "bias": jnp.ones(2)}}}
+
+
+def make_train(step):
+    """Optimizer state, step and key."""
+    params = make_model(step)["params"]
+    return {
+        "opt_state": optax.adam(1e-3).init(params),
+        "step": jnp.asarray(step, jnp.int32),
+        "key": jax.random.key(step),
+    }
+
+
+def save(checkpoints, step, value=None, size=5):
+    """Saves what belongs to a step, and waits for it."""
+    progress = Progress(epoch=step, best_value=0.1 * step)
+    checkpoints.save(step, make_model(step, size), make_train(step), progress, value)
+    checkpoints.wait()
+
+
+def assert_equal(actual, expected):
+    """Two trees are equal to the bit, random keys included."""
+
+    def unwrap(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(unwrap(a), unwrap(b)),
+        actual,
+        expected,
+    )
+
+
+def assert_holds(folder, step, size=5):
+    """The newest checkpoint is that of a step, whole."""
+    with Checkpoints(folder, maximize=True) as checkpoints:
+        assert checkpoints.latest_step == step
+        model, train, progress = checkpoints.restore_latest(
+            make_model(0, size), make_train(0)
+        )
+    assert_equal(model, make_model(step, size))
+    assert_equal(train, make_train(step))
+    assert progress == Progress(epoch=step, best_value=0.1 * step)
+
+
+def test_a_round_trip_keeps_every_bit(tmp_path):
+    with Checkpoints(tmp_path / "a" / "b", maximize=True) as checkpoints:
+        assert checkpoints.latest_step is None
+        save(checkpoints, 7, value=0.5)
+    assert_holds(tmp_path / "a" / "b", 7)
+
+
+@pytest.mark.parametrize(("maximize", "best"), [(True, 2), (False, 3)])
+def test_the_newest_and_the_best_are_kept(tmp_path, maximize, best):
+    with Checkpoints(tmp_path, maximize=maximize) as checkpoints:
+        for step, value in enumerate((0.5, 0.9, 0.2, 0.6, None), start=1):
+            save(checkpoints, step, value)
+        assert_equal(checkpoints.restore_best(make_model(0)), make_model(best))
+    kept = {p.name for p in tmp_path.iterdir() if p.name.isdigit()}
+    assert kept == {str(best), "5"}
+    assert_holds(tmp_path, 5)
+
+
+def test_without_a_checkpoint_there_is_no_best(tmp_path):
+    with (
+        Checkpoints(tmp_path, maximize=True) as checkpoints,
+        pytest.raises(UserError, match=rf"{tmp_path}: no checkpoint here"),
+    ):
+        checkpoints.restore_best(make_model(0))
+
+
+@pytest.mark.parametrize("which", ["latest", "best"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"kernel": (5, 3)},
+            r"params/layer/kernel is \[5, 2\] there and \[5, 3\] here",
+        ),
+        ({"bias": None}, r"params/layer/bias is \[2\] there and missing here"),
+        ({"scale": (2,)}, r"params/layer/scale is missing there and \[2\] here"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, which, change, message):
+    shapes = {"kernel": (5, 2), "bias": (2,)} | change
+    layer = {name: jnp.zeros(shape) for name, shape in shapes.items() if shape}
+    model = {"params": {"layer": layer}}
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        restore = {
+            "latest": lambda: checkpoints.restore_latest(model, make_train(0)),
+            "best": lambda: checkpoints.restore_best(model),
+        }[which]
+        with pytest.raises(UserError, match=f"{tmp_path}.*another model: {message}"):
+            restore()
+    assert_holds(tmp_path, 1)
+
+
+@pytest.mark.parametrize("item", ["model", "train", "progress", "shapes"])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, item):
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+    for path in (tmp_path / "1" / item).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not what it was")
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_latest(make_model(0), make_train(0))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/1: the checkpoint is damaged: ")
+    assert "\n" not in message
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize("method", ["save", "wait_until_finished"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, FULL),
+        ValueError(f"RESOURCE_EXHAUSTED: Failed to write: {FULL} [os_error_code='28']"),
+        RuntimeError("the writer failed"),  # raised from an OSError below
+    ],
+    ids=["python", "tensorstore", "chained"],
+)
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, method, error):
+    def fail(*args, **kwargs):
+        if isinstance(error, RuntimeError):
+            raise error from OSError(errno.ENOSPC, FULL)
+        raise error
+
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, method, fail)
+            with pytest.raises(UserError) as caught:
+                save(checkpoints, 2, value=0.6)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: cannot write the checkpoint: ")
+    assert "the disk is full; the one before it is kept" in message
+    assert "\n" not in message
+
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes"
+
+
+@pytest.mark.parametrize("method", ["save", "wait_until_finished", "restore"])
+@pytest.mark.parametrize("chained", [False, True])
+def test_an_accelerator_out_of_memory_is_no_disk_and_no_damage(
+    tmp_path, monkeypatch, method, chained
+):
+    def fail(*args, **kwargs):
+        error = jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+        if chained:
+            raise ValueError("the writer failed") from error
+        raise error
+
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        act = {
+            "save": lambda: save(checkpoints, 2, value=0.6),
+            "wait_until_finished": checkpoints.wait,
+            "restore": lambda: checkpoints.restore_best(make_model(0)),
+        }[method]
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, method, fail)
+            with pytest.raises(jax.errors.JaxRuntimeError, match=OUT_OF_MEMORY):
+                act()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("PERMISSION_DENIED: Error opening file"),
+        ValueError("User-provided restore item and on-disk metadata differ"),
+        KeyError("model"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(UserError, match="cannot read") as caught:
+            checkpoints.restore_best(make_model(0))
+    assert str(error.args[-1]) in str(caught.value)
+    assert "remove" not in str(caught.value)
+
+
+def test_an_error_of_ours_is_not_called_damage(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise TypeError("restore() got an unexpected keyword argument")
+
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5)
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(TypeError):
+            checkpoints.restore_best(make_model(0))
+
+
+@contextlib.contextmanager
+def limit_file_size(size):
+    """Lets no file grow beyond some bytes; as on a full disk, the writer fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path):
+    size = 100_000
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 1, value=0.5, size=size)
+        with (
+            limit_file_size(100_000),
+            pytest.raises(UserError, match="cannot write the checkpoint"),
+        ):
+            save(checkpoints, 2, value=0.6, size=size)
+    assert_holds(tmp_path, 1, size)
+
+
+def run_script(script, *arguments, prefix=()):
+    """Runs Python code in its own process, this module's names at hand."""
+    header = "from tests.training.test_checkpoints import *\nimport os, signal, sys\n"
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", header + textwrap.dedent(script), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """One checkpoint of 800 kB fits, a second one does not."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", str(tmp_path)]
+    for flags in ("-m", "-rm"):
+        with contextlib.suppress(FileNotFoundError):
+            if not subprocess.run(
+                ["unshare", flags, *mount], capture_output=True
+            ).returncode:
+                break
+    else:
+        pytest.skip("no small disk to fill: this system lets nobody mount one")
+    script = """
+        folder, size = pathlib.Path(sys.argv[1]) / "run", 100_000
+        try:
+            with Checkpoints(folder, maximize=True) as checkpoints:
+                save(checkpoints, 1, value=0.5, size=size)
+                save(checkpoints, 2, value=0.6, size=size)
+        except UserError as error:
+            print(error)
+        assert_holds(folder, 1, size)
+        print("held")
+    """
+    enter = ["unshare", flags, "sh", "-c", f'{" ".join(mount)} && exec "$@"', "sh"]
+    done = run_script(script, str(tmp_path), prefix=enter)
+    sentence, held = done.stdout.splitlines()
+    assert "cannot write the checkpoint: the disk is full" in sentence
+    assert held == "held"
+
+
+@pytest.mark.parametrize(
+    ("side", "call", "held"), [("before", 1, 1), ("before", 6, 1), ("after", 6, 2)]
+)
+def test_killed_inside_a_write_the_checkpoint_before_it_is_left(
+    tmp_path, side, call, held
+):
+    """A write ends in six renames, of its items and then of the whole."""
+    script = """
+        folder, moment = pathlib.Path(sys.argv[1]), (sys.argv[2], int(sys.argv[3]))
+        rename, calls = os.rename, []
+
+        def die_at(side):
+            if (side, len(calls)) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def rename_and_die(source, target, **options):
+            calls.append(target)
+            die_at("before")
+            rename(source, target, **options)
+            die_at("after")
+
+        with Checkpoints(folder, maximize=True) as checkpoints:
+            save(checkpoints, 1, value=0.5)
+            os.rename = rename_and_die
+            save(checkpoints, 2, value=0.6)
+    """
+    done = run_script(script, str(tmp_path), side, str(call))
+    assert done.returncode == -9, done.stderr
+    assert list(tmp_path.glob("2*"))
+    assert_holds(tmp_path, held)
+    with Checkpoints(tmp_path, maximize=True) as checkpoints:
+        save(checkpoints, 3, value=0.7)
+    assert_holds(tmp_path, 3)
