@@ -21,8 +21,9 @@ from ml_collections import config_flags
 
 from iterinf.errors import UserError
 from iterinf.segmenters import create_segmenter
-from iterinf.training.loop import create_optimizer, create_train_state, make_train_step
+from iterinf.training.loop import create_train_state, make_train_step
 from iterinf.training.objectives import make_segmenter_loss
+from iterinf.training.optimizer import create_optimizer
 from iterinf.types import Batch
 
 _NUM_CLASSES = 11

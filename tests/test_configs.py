@@ -16,8 +16,8 @@ from iterinf.config import check_settings, list_trained
 from iterinf.data import DATASETS
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
-from iterinf.training.loop import create_optimizer
 from iterinf.training.objectives import make_refiner_loss, propose, replace_numbers
+from iterinf.training.optimizer import create_optimizer
 from iterinf.types import Batch
 from launch.grid import expand_grid
 

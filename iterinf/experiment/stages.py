@@ -29,6 +29,7 @@ from iterinf.data.external import add_outputs, find_stride
 from iterinf.data.frequencies import compute_median_frequency_weights
 from iterinf.errors import UserError
 from iterinf.evaluation.chain import Chain
+from iterinf.experiment.trainer import Trainer
 from iterinf.ops.metrics import compute_mean_iou, confusion_matrix
 from iterinf.prediction.pipeline import (
     build_refiner,
@@ -61,7 +62,6 @@ from iterinf.training.objectives import (
     replace_numbers,
     to_unit_range,
 )
-from iterinf.training.trainer import Trainer
 from iterinf.types import Candidate, Segmenter
 from iterinf.workdir import has_checkpoint, has_results, keep_input, keep_settings
 

@@ -54,11 +54,9 @@ class StepBar:
     epochs, validation included, without the time to compile the first of each.
     """
 
-    def __init__(self, title: str, *, total: int, initial: int, show: bool):
+    def __init__(self, title: str, *, total: int, initial: int):
         """Opens the bar at `initial` of `total` steps."""
-        self._bar = create_bar(
-            title, total, "step", show=show, initial=initial, smoothing=0.0
-        )
+        self._bar = create_bar(title, total, "step", initial=initial, smoothing=0.0)
         self._in_flight: collections.deque[Array] = collections.deque()
         self._is_compiled = False
         self._is_validated = False

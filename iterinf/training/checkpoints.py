@@ -249,6 +249,11 @@ class CheckpointWriter:
         for epoch in waiting:
             self._checkpoints.save(*epoch)
 
+    def finish(self) -> None:
+        """Writes what is waiting, and waits until it is on disk."""
+        self.write()
+        self._checkpoints.wait()
+
     def __enter__(self) -> "CheckpointWriter":
         """Returns itself."""
         return self

@@ -1,14 +1,14 @@
 """One training loop for segmenters and refiners."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ Params: TypeAlias = PyTree[Float[Array, "..."]]
 LossFunction: TypeAlias = Callable[[Params, Any, Batch, Key[Array, ""]], LossSum]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless iterator of batches that holds threads or files."""
 
@@ -65,53 +66,6 @@ class Schedule(NamedTuple):
     patience: int  # epochs without a better monitored value
     monitor: str  # name of the validation metric
     maximize: bool  # whether larger is better
-
-
-def create_optimizer(
-    name: str,
-    *,
-    learning_rate: float,
-    decay_per_epoch: float,
-    steps_per_epoch: int,
-    weight_decay: float = 0.0,
-    options: Mapping[str, Any] = MappingProxyType({}),
-) -> optax.GradientTransformation:
-    """Creates an optimizer of optax with a rate that falls once an epoch.
-
-    rate = learning_rate * decay_per_epoch^epoch. The gradient of
-    weight_decay * sum(w^2) over convolution kernels and normalisation scales,
-    2 * weight_decay * w, is added before the optimizer sees it.
-
-    Args:
-      name: any optimizer of optax that takes a learning rate, e.g. "rmsprop".
-      learning_rate: in the first epoch.
-      decay_per_epoch: factor an epoch.
-      steps_per_epoch: optimizer steps in an epoch.
-      weight_decay: coefficient of the squared norm.
-      options: passed on, e.g. decay rates and eps.
-
-    Raises:
-      UserError: unknown name or option.
-
-    Source: paper, section 4.4.
-    """
-    rate = optax.exponential_decay(
-        learning_rate, steps_per_epoch, decay_per_epoch, staircase=True
-    )
-    try:
-        optimizer = getattr(optax, name)(rate, **options)
-    except (AttributeError, TypeError) as error:
-        raise UserError(f"optimizer {name!r} of optax: {error}") from error
-    if weight_decay:
-        penalty = optax.add_decayed_weights(2 * weight_decay, mask=_mask_weights)
-        optimizer = optax.chain(penalty, optimizer)
-    return optimizer
-
-
-def _mask_weights(params: Params) -> PyTree[bool]:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "scale"), params
-    )
 
 
 def create_train_state(
@@ -259,63 +213,125 @@ def fit(
             state = replicate(state)
         else:
             state, progress = _restore(checkpoints, state)
-        writer = stack.enter_context(CheckpointWriter(checkpoints, checkpoint_seconds))
-        log = MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch)
-        step_compiled = jax.jit(
-            functools.partial(_advance_state, train_step),
-            donate_argnums=0,
-            out_shardings=create_replication(),
-        )
         if not progress.finished:
-            batches = make_batches(int(state.step))
-            stack.enter_context(contextlib.closing(batches))
-        trace = stack.enter_context(
-            contextlib.closing(StepTrace(folder / "trace", trace_steps))
-        )
-        bar = StepBar(
-            title,
-            total=schedule.num_epochs * schedule.steps_per_epoch,
-            initial=int(state.step),
-            show=not progress.finished,
-        )
-        while not progress.finished:
-            started, waited = time.monotonic(), 0.0
-            state = jax.tree.map(jnp.copy, state)  # what is to be saved is not donated
-            for step in range(int(state.step), _end_of_epoch(progress, schedule)):
-                if interruption.ends_at(step):
-                    _check_finite(state)
-                    _add(writer, state, progress, None)
-                    _save_and_exit(writer, checkpoints, step)
-                trace.advance(state.step)
-                asked = time.monotonic()
-                batch = next(batches)
-                waited += time.monotonic() - asked
-                with use_all_devices():
-                    state, done = step_compiled(state, frozen, batch)
-                bar.add(done)
-            bar.wait()
-            trained = time.monotonic()
-            metrics = {"train/loss": _check_finite(state), **evaluate(state.model)}
-            _check_metrics_finite(metrics, progress.epoch + 1)
-            value = metrics[schedule.monitor]
-            progress = _advance(progress, value, schedule)
-            seconds = {
-                "seconds": round(time.monotonic() - started, 2),
-                "seconds_waiting_for_data": round(waited, 3),
-            }
-            log.write({"epoch": progress.epoch, **metrics, **seconds})
-            bar.end_epoch(
-                time.monotonic() - trained, **{schedule.monitor: f"{value:.4f}"}
+            first = int(state.step)
+            epochs = _Epochs(
+                state=state,
+                progress=progress,
+                step=_compile(train_step, frozen),
+                evaluate=evaluate,
+                schedule=schedule,
+                batches=stack.enter_context(contextlib.closing(make_batches(first))),
+                writer=stack.enter_context(
+                    CheckpointWriter(checkpoints, checkpoint_seconds)
+                ),
+                log=MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch),
+                trace=stack.enter_context(
+                    contextlib.closing(StepTrace(folder / "trace", trace_steps))
+                ),
+                bar=StepBar(
+                    title,
+                    total=schedule.num_epochs * schedule.steps_per_epoch,
+                    initial=first,
+                ),
+                interruption=interruption,
             )
-            state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
-            improved = progress.best_epoch == progress.epoch
-            _add(writer, state, progress, value if improved else None)
-            if is_any(interruption.requested):
-                _save_and_exit(writer, checkpoints, int(state.step))
-            if progress.finished or writer.is_due():
-                writer.write()
-        bar.close()
+            del state  # its arrays need not outlive the first epoch
+            state = epochs.run()
         return checkpoints.restore_best({"params": state.model})["params"]
+
+
+@dataclasses.dataclass
+class _Epochs:
+    """A training under way, epoch by epoch."""
+
+    state: TrainState
+    progress: Progress
+    step: Callable[[TrainState, Batch], tuple[TrainState, Array]]
+    evaluate: Callable[[Params], dict[str, float]]
+    schedule: Schedule
+    batches: Batches
+    writer: CheckpointWriter
+    log: MetricsLog
+    trace: StepTrace
+    bar: StepBar
+    interruption: Interruption
+
+    def run(self) -> TrainState:
+        """Trains until the epochs or the patience are used up."""
+        while not self.progress.finished:
+            self._run_epoch()
+        self.bar.close()
+        return self.state
+
+    def _run_epoch(self) -> None:
+        """Trains for an epoch, or for what is left of it, validates and logs."""
+        started = time.monotonic()
+        waited = self._train()
+        trained = time.monotonic()
+        loss = _check_finite(self.state)
+        metrics = {"train/loss": loss, **self.evaluate(self.state.model)}
+        _check_metrics_finite(metrics, self.progress.epoch + 1)
+        value = metrics[self.schedule.monitor]
+        self.progress = _advance(self.progress, value, self.schedule)
+        seconds = {
+            "seconds": round(time.monotonic() - started, 2),
+            "seconds_waiting_for_data": round(waited, 3),
+        }
+        self.log.write({"epoch": self.progress.epoch, **metrics, **seconds})
+        self.bar.end_epoch(
+            time.monotonic() - trained, **{self.schedule.monitor: f"{value:.4f}"}
+        )
+        sums = jax.tree.map(jnp.zeros_like, self.state.sums)
+        self.state = self.state._replace(sums=sums)
+        improved = self.progress.best_epoch == self.progress.epoch
+        self._add(value if improved else None)
+        if is_any(self.interruption.requested):
+            self._save_and_exit(int(self.state.step))
+        if self.progress.finished or self.writer.is_due():
+            self.writer.write()
+
+    def _train(self) -> float:
+        """Steps to the end of the epoch; returns the seconds waited for batches."""
+        waited = 0.0
+        # What is to be saved is not donated.
+        self.state = jax.tree.map(jnp.copy, self.state)
+        end = (self.progress.epoch + 1) * self.schedule.steps_per_epoch
+        for step in range(int(self.state.step), end):
+            if self.interruption.ends_at(step):
+                _check_finite(self.state)
+                self._add(None)
+                self._save_and_exit(step)
+            self.trace.advance(self.state.step)
+            asked = time.monotonic()
+            batch = next(self.batches)
+            waited += time.monotonic() - asked
+            with use_all_devices():
+                self.state, done = self.step(self.state, batch)
+            self.bar.add(done)
+        self.bar.wait()
+        return waited
+
+    def _add(self, value: float | None) -> None:
+        model, rest = _split(self.state)
+        self.writer.add(Epoch(int(self.state.step), model, rest, self.progress, value))
+
+    def _save_and_exit(self, step: int) -> NoReturn:
+        self.writer.finish()
+        say(f"SIGTERM: saved at step {step}; the same command resumes")
+        raise SystemExit(0)
+
+
+def _compile(
+    train_step: Callable[[TrainState, Any, Batch], TrainState], frozen: Any
+) -> Callable[[TrainState, Batch], tuple[TrainState, Array]]:
+    """Jits a step; its state is donated."""
+    step = jax.jit(
+        functools.partial(_advance_state, train_step),
+        donate_argnums=0,
+        out_shardings=create_replication(),
+    )
+    return lambda state, batch: step(state, frozen, batch)
 
 
 def _advance_state(
@@ -327,10 +343,6 @@ def _advance_state(
     """The next state, and an output that outlives it: states are donated."""
     state = train_step(state, frozen, batch)
     return state, state.step
-
-
-def _end_of_epoch(progress: Progress, schedule: Schedule) -> int:
-    return (progress.epoch + 1) * schedule.steps_per_epoch
 
 
 def _check_finite(state: TrainState) -> float:
@@ -362,24 +374,6 @@ def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
     waited = epoch - progress.best_epoch
     finished = epoch >= schedule.num_epochs or waited >= schedule.patience
     return progress._replace(epoch=epoch, finished=finished)
-
-
-def _add(
-    writer: CheckpointWriter,
-    state: TrainState,
-    progress: Progress,
-    value: float | None,
-) -> None:
-    writer.add(Epoch(int(state.step), *_split(state), progress, value))
-
-
-def _save_and_exit(
-    writer: CheckpointWriter, checkpoints: Checkpoints, step: int
-) -> NoReturn:
-    writer.write()
-    checkpoints.wait()
-    say(f"SIGTERM: saved at step {step}; the same command resumes")
-    raise SystemExit(0)
 
 
 def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch.nn import functional
 
 from iterinf import Batch, Candidate, create_refiner, create_segmenter
-from iterinf.training.loop import create_optimizer, create_train_state, make_train_step
+from iterinf.training.loop import create_train_state, make_train_step
 from iterinf.training.losses import compute_reconstruction_loss
 from iterinf.training.objectives import make_segmenter_loss
+from iterinf.training.optimizer import create_optimizer
 from launch.benchmarks import torch_networks
 from launch.benchmarks.measure import Case, count_flops
 from launch.benchmarks.sizes import Size, choose_work

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iterinf.data import camvid, check_dataset, create_dataset
+from iterinf.data import camvid_frames, check_dataset, create_dataset
 from iterinf.data.camvid import load_camvid
 from iterinf.data.camvid_frames import assign_blocks
 from iterinf.data.image_io import encode_png
@@ -23,8 +23,10 @@ NAMES = {
 @pytest.fixture
 def fake_camvid(tmp_path, monkeypatch):
     """A folder like CamVid's with six small frames."""
-    monkeypatch.setattr(camvid, "COUNTS", {"train": 3, "validation": 1, "test": 2})
-    monkeypatch.setattr(camvid, "SIZE", (8, 10))
+    monkeypatch.setattr(
+        camvid_frames, "COUNTS", {"train": 3, "validation": 1, "test": 2}
+    )
+    monkeypatch.setattr(camvid_frames, "SIZE", (8, 10))
     rng = np.random.default_rng(0)
     root = tmp_path / "CamVid"
     for folder, names in NAMES.items():

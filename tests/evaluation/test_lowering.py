@@ -12,8 +12,9 @@ from iterinf.evaluation.sweep import _count_batches
 from iterinf.evaluation.tally import Spec
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
-from iterinf.training.loop import create_optimizer, create_train_state, make_train_step
+from iterinf.training.loop import create_train_state, make_train_step
 from iterinf.training.objectives import make_refiner_loss, propose
+from iterinf.training.optimizer import create_optimizer
 from iterinf.types import Batch
 
 PLATFORMS = ("tpu", "cuda")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import iterinf
-from iterinf.training.loop import create_optimizer, create_train_state, make_train_step
+from iterinf.training.loop import create_train_state, make_train_step
 from iterinf.training.objectives import make_refiner_loss
+from iterinf.training.optimizer import create_optimizer
 from iterinf.types import Batch
 
 SIGMA = 2.0

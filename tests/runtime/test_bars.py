@@ -10,7 +10,7 @@ from iterinf.runtime.bars import StepBar, create_bar
 @pytest.mark.parametrize("count", [2, 6])
 def test_a_short_training_shows_its_end(capsys, count):
     """Also where little is printed, as into a file, and steps take no time."""
-    bar = StepBar("training", total=6, initial=0, show=True)
+    bar = StepBar("training", total=6, initial=0)
     for step in range(count):
         bar.add(jnp.asarray(step))
         if step % 2:
@@ -23,7 +23,7 @@ def test_a_short_training_shows_its_end(capsys, count):
 
 
 def test_the_rate_leaves_out_compilation_and_the_first_validation():
-    bar = StepBar("training", total=6, initial=0, show=True)
+    bar = StepBar("training", total=6, initial=0)
     begun = bar._bar.start_t
     bar.add(jnp.asarray(0))
     assert (bar._bar.initial, bar._bar.n) == (1, 1)
@@ -38,7 +38,7 @@ def test_the_rate_leaves_out_compilation_and_the_first_validation():
 def test_the_first_process_alone_shows_bars(monkeypatch, capsys, index):
     monkeypatch.setattr(jax, "process_index", lambda: index)
     create_bar("work", 3, "image").close()
-    bar = StepBar("training", total=6, initial=0, show=True)
+    bar = StepBar("training", total=6, initial=0)
     bar.add(jnp.asarray(0))
     bar.end_epoch(1.0)
     bar.close()

@@ -19,12 +19,12 @@ from iterinf.training.checkpoints import Checkpoints, CheckpointWriter
 from iterinf.training.loop import (
     MetricsLog,
     Schedule,
-    create_optimizer,
     create_train_state,
     fit,
     make_train_step,
 )
 from iterinf.training.losses import LossSum, compute_cross_entropy
+from iterinf.training.optimizer import create_optimizer
 
 STEPS_PER_EPOCH = 3
 NUM_EPOCHS = 4

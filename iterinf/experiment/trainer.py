@@ -21,11 +21,11 @@ from iterinf.training.loop import (
     LossFunction,
     Params,
     Schedule,
-    create_optimizer,
     create_train_state,
     fit,
     make_train_step,
 )
+from iterinf.training.optimizer import create_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
