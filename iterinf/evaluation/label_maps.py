@@ -12,13 +12,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from iterinf.evaluation.tally import Spec, Tally, prepare_truth, tally_image
 from iterinf.inference import Stopping, start_stopping, stopping_step, sweep
 from iterinf.runtime.devices import collect, divide, gather
-from iterinf.training.objectives import (
-    Networks,
-    Variables,
-    divide_split,
-    propose,
-    to_unit_range,
-)
+from iterinf.training.objectives import Networks, Variables, propose, to_unit_range
+from iterinf.training.validation import divide_split
 from iterinf.types import Batch, Candidate, Segmenter
 
 

@@ -25,7 +25,8 @@ from iterinf.runtime.devices import (
     read_memory,
     use_all_devices,
 )
-from iterinf.training.objectives import Networks, divide_split, propose, to_unit_range
+from iterinf.training.objectives import Networks, propose, to_unit_range
+from iterinf.training.validation import divide_split
 from iterinf.types import Batch, Segmenter
 
 _USUAL_BATCH = 4

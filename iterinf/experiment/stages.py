@@ -51,17 +51,16 @@ from iterinf.training.loop import Params
 from iterinf.training.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.training.objectives import (
     Networks,
-    Validate,
     Variables,
     combine,
     make_reconstruction,
     make_refiner_loss,
     make_segmenter_loss,
-    make_validation,
     propose,
     replace_numbers,
     to_unit_range,
 )
+from iterinf.training.validation import Validate, make_validation
 from iterinf.types import Candidate, Segmenter
 from iterinf.workdir import has_checkpoint, has_results, keep_input, keep_settings
 

@@ -33,7 +33,7 @@ def draw_moments():
         (kill, "iterinf.evaluation.sweep._advance_bar", draw(1, 3), ""),
         (terminate, "iterinf.evaluation.sweep._advance_bar", draw(1, 3), ""),
         (interrupt, "tqdm.tqdm.update", draw(1, 5), "training DAE(y):"),
-        (kill, "iterinf.experiment.evaluate", 1, "'dae_y'"),
+        (kill, "iterinf.experiment.modes.evaluate", 1, "'dae_y'"),
         (kill, "os.replace", draw(1, 4), "/results/table"),
     ]
 

@@ -15,15 +15,14 @@ from iterinf.refiners.refiner import Refiner
 from iterinf.training.losses import compute_cross_entropy, compute_reconstruction_loss
 from iterinf.training.objectives import (
     combine,
-    divide_split,
     make_reconstruction,
     make_refiner_loss,
     make_segmenter_loss,
-    make_validation,
     propose,
     replace_numbers,
     to_unit_range,
 )
+from iterinf.training.validation import divide_split, make_validation
 
 KEY = jax.random.key(0)
 NUM_CLASSES = 3

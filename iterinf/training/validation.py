@@ -1,0 +1,96 @@
+"""Loss and mean IoU of a network on the validation split."""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from iterinf.data.dataset import Split
+from iterinf.ops.metrics import compute_mean_iou, confusion_matrix
+from iterinf.runtime.devices import collect, divide, gather, use_all_devices
+from iterinf.training.loop import Params
+from iterinf.training.losses import LossSum
+from iterinf.training.objectives import Predict, to_unit_range
+from iterinf.types import MONITORS, Batch
+
+Validate = Callable[[Params], dict[str, float]]
+
+
+def make_validation(
+    predict: Predict,
+    measure_loss: Callable[[Array, Array], LossSum],
+    split: Split,
+    *,
+    frozen: Any,
+    num_classes: int,
+    batch_size: int,
+) -> Validate:
+    """Makes the validation of `iterinf.training.loop.fit`.
+
+    Args:
+      predict: (params, frozen, batch) -> scores, the larger the likelier.
+      measure_loss: (scores, labels) -> summed loss.
+      split: whole frames; read at the first validation, kept on the devices.
+      frozen: handed to `predict`.
+      num_classes: K.
+      batch_size: frames a call.
+
+    Returns:
+      params -> MONITORS by name, over the whole split.
+    """
+
+    @functools.cache
+    def load_batches() -> list[Batch]:
+        batches = divide_split(split.stack(), batch_size, void=num_classes)
+        return [
+            divide(jax.tree.map(operator.itemgetter(i), batches))
+            for i in range(len(batches.label))
+        ]
+
+    @jax.jit
+    def count(params, frozen, batch):
+        batch = to_unit_range(batch)
+        scores = predict(params, frozen, batch)
+        predictions = jnp.argmax(scores, axis=-1)
+        confusion = confusion_matrix(batch.label, predictions, num_classes)
+        return gather((measure_loss(scores, batch.label), confusion))
+
+    def validate(params: Params) -> dict[str, float]:
+        batches = load_batches()
+        with use_all_devices():
+            parts = collect(count(params, frozen, batch) for batch in batches)
+        losses, confusions = zip(*jax.device_get(parts), strict=True)
+        loss = jax.tree.map(lambda *x: sum(x), *losses)
+        confusion = np.asarray(confusions, np.int64).sum(axis=0)
+        values = (float(loss.mean), float(compute_mean_iou(confusion)))
+        return dict(zip(MONITORS, values, strict=True))
+
+    return validate
+
+
+def divide_split(
+    split: Batch, batch_size: int, *, void: int, multiple: int = 1
+) -> Batch:
+    """Cuts a whole split, n images, into batches of one size.
+
+    Args:
+      split: NumPy arrays of n images.
+      batch_size: b.
+      void: label of the images that fill the last batches, which no count sees.
+      multiple: what the number of batches is a multiple of.
+
+    Returns:
+      Arrays [m, b, ...], m at least n / b; the first images once more fill what is
+      missing.
+    """
+    num_images = len(split.label)
+    missing = -num_images % (batch_size * multiple)
+    indices = np.arange(num_images + missing) % num_images
+    whole = jax.tree.map(lambda x: x[indices], split)
+    whole.label[num_images:] = void
+    return jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), whole)
