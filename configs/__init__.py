@@ -1,1 +1,1 @@
-"""Configs, one a file; base.py holds every key."""
+"""Configs, one per file; base.py defines every key."""

@@ -1,13 +1,14 @@
-"""DAEs conditioned on the image and all pools up to pool4, started as the identity.
+"""DAEs conditioned on the image and on all pools up to pool4, started as the identity.
 
-What carried over best to unseen clips at half size (docs/results.md), at full size.
+The variant that transferred best to unseen clips at half size (docs/results.md), at
+full size.
 """
 
 from configs import base, camvid_fcn8
 
 
 def get_config():
-    """Changes h, and where training starts."""
+    """Changes h and the initialisation."""
     config = camvid_fcn8.get_config()
     config.refiners = ("dae_ytrue", "dae_y")
     for refiner in base.list_daes(config):

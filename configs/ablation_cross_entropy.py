@@ -1,4 +1,4 @@
-"""Eq. 5 without its squared error: a DAE trained as a classifier of pixels."""
+"""Eq. 5 without the squared error: a DAE trained as a classifier of pixels."""
 
 from configs import base, camvid_fcn8
 

@@ -1,16 +1,16 @@
 """Section 4.5: segmenter and DAE(y) trained end to end.
 
-A copy of the trained segmenter goes on with the DAE, by Eq. 5 and by the cross-entropy
-of y, at the segmenter's learning rate. Dropout of the segmenter is off, and its kernels
-have the DAE's L2. Should gain no more than configs/camvid_fcn8.py, for more memory and
-time.
+A copy of the trained segmenter is trained further with the DAE, on Eq. 5 and on the
+cross-entropy of y, at the segmenter's learning rate. The segmenter's dropout is off,
+and its kernels get the DAE's L2 penalty. Expected: no more gain than
+configs/camvid_fcn8.py, for more memory and time.
 """
 
 from configs import base, camvid_fcn8
 
 
 def get_config():
-    """Changes what is trained, and its learning rate."""
+    """Trains the segmenter too, and changes the learning rate."""
     config = camvid_fcn8.get_config()
     config.refiners = ("dae_y",)
     for refiner in base.list_daes(config):

@@ -1,6 +1,6 @@
 """Section 2.2: DAEs conditioned on the image x instead of the features h.
 
-Shows what pool4, which the segmenter has learned, gives beyond the image.
+Shows what the segmenter's learned pool4 features add to the image.
 """
 
 from configs import base, camvid_fcn8

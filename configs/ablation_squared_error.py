@@ -1,4 +1,4 @@
-"""Eq. 5 without its cross-entropy: the squared error alone, of which Eq. 1 speaks."""
+"""Eq. 5 without the cross-entropy: the squared error alone, which Eq. 1 is about."""
 
 from configs import base, camvid_fcn8
 

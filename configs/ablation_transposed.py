@@ -1,7 +1,7 @@
 """Section 4.3: transposed convolutions and skip connections in place of switches.
 
-Should do worse than configs/camvid_fcn8.py: skip connections carry the noise of y to
-the last layers, which alone cannot remove it.
+Expected: worse than configs/camvid_fcn8.py, because skip connections carry the noise of
+y to the last layers, which cannot remove it on their own.
 """
 
 from configs import base, camvid_fcn8

@@ -1,7 +1,7 @@
-"""Every key, with its default: the paper's settings for the DAE (section 4.4).
+"""Every key with its default: the paper's settings for the DAE (section 4.4).
 
-Other files of this folder start from here and change a few keys. On the command line
-a key is changed by --config.key=value.
+The other configs start from this one and change a few keys. On the command line,
+--config.key=value overrides a key.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def create_streets() -> ConfigDict:
     """Options of the generated data set (iterinf/data/streets/scene.py)."""
     return ConfigDict(
         {
-            "seed": 0,  # of the scenes
+            "seed": 0,  # determines the scenes
             "height": 96,
             "width": 128,
             "num_train": 400,
@@ -28,11 +28,11 @@ def create_camvid() -> ConfigDict:
     """Options of CamVid (iterinf/data/camvid.py)."""
     return ConfigDict(
         {
-            "path": "data/camvid",  # of the published folder
-            "scale": 1,  # 2: frames of half the height and width
-            "source": "folder",  # or "tfds", which copies it once to `data_dir`
+            "path": "data/camvid",  # the published folder
+            "scale": 1,  # 2: half the height and width
+            "source": "folder",  # or "tfds", which copies it to `data_dir` once
             "data_dir": "",
-            "holdout_clip": "",  # a training clip to test on, e.g. "0006R0"
+            "holdout_clip": "",  # training clip to use as the test split, e.g. "0006R0"
         }
     )
 
@@ -42,7 +42,7 @@ def create_folder() -> ConfigDict:
     return ConfigDict(
         {
             "path": "data/folder",
-            "scale": 1,  # an integer factor by which images are made smaller
+            "scale": 1,  # integer factor by which images are downscaled
             "cache": True,  # keep decoded images in memory
         }
     )
@@ -53,19 +53,19 @@ def create_training(**changes) -> ConfigDict:
     training = ConfigDict(
         {
             "batch_size": 10,
-            "crop_size": (224, 224),  # height, width; of training images only
+            "crop_size": (224, 224),  # height, width; training images only
             "flip_probability": 0.5,
             "jitter": 0.0,  # strength of random brightness, contrast, saturation, gamma
             "num_epochs": 500,
-            "patience": 100,  # epochs without a better monitored value
+            "patience": 100,  # epochs without improvement before early stopping
             "monitor": "validation/loss",  # or validation/mean_iou
-            "ema_decay": 0.0,  # a step; of the average that is kept; 0: no average
+            "ema_decay": 0.0,  # per step, of the parameter average; 0: no average
             "optimizer": {
-                "name": "rmsprop",  # any of optax
+                "name": "rmsprop",  # any optimizer of optax
                 "learning_rate": 1e-3,
                 "decay_per_epoch": 0.99,
-                "weight_decay": 1e-4,  # of the squared norm of kernels
-                "options": {"decay": 0.9, "eps": 1e-6},  # the optimizer's own
+                "weight_decay": 1e-4,  # times the squared norm of the kernels
+                "options": {"decay": 0.9, "eps": 1e-6},  # its keyword arguments
             },
         }
     )
@@ -74,17 +74,17 @@ def create_training(**changes) -> ConfigDict:
 
 
 def create_refiner_training(**changes) -> ConfigDict:
-    """Keys of a training run of a refiner: also where y and h come from.
+    """Keys of a refiner's training run: those of `create_training` and `inputs`.
 
-    "crops": from the segmenter, which runs on each crop; "frames": it has run once on
-    the whole training images and their mirror images, as at test, and what it gave
-    (iterinf/training/frames.py) is cropped with them.
+    `inputs` is the source of y and h. "crops": the segmenter runs on each crop.
+    "frames": the segmenter runs once on the whole training images and their mirror
+    images, as at test, and its output (iterinf/training/frames.py) is cropped.
     """
     return create_training(**{"inputs": "crops"} | changes)
 
 
 def create_fcn8() -> ConfigDict:
-    """Keys of an FCN-8 (iterinf/segmenters/fcn8.py) and of its training."""
+    """Keys of an FCN-8 (iterinf/segmenters/fcn8.py) and its training."""
     segmenter = ConfigDict(
         {
             "name": "fcn8",
@@ -98,7 +98,7 @@ def create_fcn8() -> ConfigDict:
                 "input_mean": (0.0, 0.0, 0.0),
                 "input_std": (1.0, 1.0, 1.0),
             },
-            "init_from": "",  # weights to start from (segmenters/pretrained.py)
+            "init_from": "",  # file of pretrained weights (segmenters/pretrained.py)
             "class_weights": "none",  # or "median_frequency"
             "training": create_training(
                 num_epochs=750, patience=100, monitor="validation/mean_iou"
@@ -125,12 +125,12 @@ def create_fc_densenet() -> ConfigDict:
             "name": "fc_densenet103",
             "title": "FC-DenseNet103",
             "model": {
-                "blocks": (4, 5, 7, 10, 12),  # layers of the dense blocks
+                "blocks": (4, 5, 7, 10, 12),  # layers per dense block
                 "bottleneck": 15,
                 "growth_rate": 16,
                 "first_channels": 48,
                 "dropout": 0.2,
-                "statistics": "image",  # "batch" or "running": what normalises at test
+                "statistics": "image",  # at test; or "batch" or "running"
                 "rematerialise": False,
             },
             "init_from": "",
@@ -155,70 +155,70 @@ def create_fc_densenet() -> ConfigDict:
 
 
 def create_precomputed() -> ConfigDict:
-    """Keys of a network that ran elsewhere (iterinf/segmenters/precomputed.py)."""
+    """Keys of a precomputed network (iterinf/segmenters/precomputed.py)."""
     return ConfigDict(
         {
             "name": "precomputed",
             "title": "network",
             "model": {},
-            "outputs": "data/outputs",  # a folder (iterinf/data/external.py)
+            "outputs": "data/outputs",  # its outputs (iterinf/data/external.py)
         }
     )
 
 
 def create_fine_tuning(**changes) -> ConfigDict:
-    """Keys of a second phase, on whole images; no epochs, no such phase."""
+    """Keys of the fine-tuning phase on whole images; 0 epochs disables it."""
     return create_training(**{"crop_size": None, "num_epochs": 0} | changes)
 
 
 def create_objective(**changes) -> ConfigDict:
-    """Keys of what a refiner is trained on: here the cross-entropy of r(y)."""
+    """Keys of a refiner's objective; the default is the cross-entropy of r(y)."""
     return ConfigDict(
         {
-            "start": "y",  # what is corrupted: "y" or "y_true" (Figure 1)
-            "sigma": 0.0,  # of the Gaussian noise
-            "constraint": "none",  # after noise: "none", "clip" or "softmax"
+            "start": "y",  # input to corrupt: "y" or "y_true" (Figure 1)
+            "sigma": 0.0,  # standard deviation of the Gaussian noise
+            "constraint": "none",  # applied after noise: "none", "clip" or "softmax"
             "squared_error": 0.0,  # weight of Eq. 5's first term
             "cross_entropy": 1.0,  # weight of its second term
-            "proposal_cross_entropy": 0.0,  # of -log y_label, for end_to_end
-            "num_iterations": 1,  # reconstructions that the loss looks through
-            "num_recycles": 0,  # further iterates at which the loss is taken
-            "recycle_step_size": 0.5,  # between these
+            "proposal_cross_entropy": 0.0,  # weight of -log y_label, for end_to_end
+            "num_iterations": 1,  # unrolled iterations in the loss
+            "num_recycles": 0,  # further iterates at which the loss is computed
+            "recycle_step_size": 0.5,  # step size between these iterates
         }
         | changes
     )
 
 
 def create_selection(**changes) -> ConfigDict:
-    """Keys of the choice on validation: here one reconstruction is all there is."""
+    """Keys of the choice on validation; the default is a single reconstruction."""
     return ConfigDict(
         {
-            "metric": "mean_iou",  # or boundary_f1: what is to be high on validation
-            "parameters": {},  # values to try, by name, of numbers that r reads
+            "metric": "mean_iou",  # or "boundary_f1"; maximised on validation
+            "parameters": {},  # values to try for each scalar parameter of r, by name
             "step_sizes": (1.0,),
             "num_iterations": 1,
-            "stop": 0.0,  # mean ||y - r(y)|| at which an image stops; 0: none does
-            "count_stopped": True,  # in the mean IoU of iterations after that
-            "damped_step_sizes": (),  # of the control of one step; (): no controls
+            "stop": 0.0,  # mean ||y - r(y)|| at which an image stops; 0: never
+            "count_stopped": True,  # in the mean IoU of later iterations
+            "damped_step_sizes": (),  # of the one-step control; (): no controls
         }
         | changes
     )
 
 
 def create_dense_crf(title: str = "CRF", follows: str = "") -> ConfigDict:
-    """Keys of a dense CRF, which is not trained: validation chooses its numbers."""
+    """Keys of a dense CRF, whose parameters are chosen on validation, not trained."""
     return ConfigDict(
         {
             "name": "dense_crf",
             "title": title,
-            "follows": follows,  # a key of `refiner` whose result it starts from; "": y
+            "follows": follows,  # key of the refiner whose result it refines; "": y
             "model": {
                 "spatial_width": 3.0,  # pixels
                 "spatial_weight": 3.0,
                 "bilateral_width": 80.0,  # pixels
                 "color_width": 13.0,  # of 255
                 "bilateral_weight": 10.0,
-                "exact": False,  # sums over all pairs of pixels
+                "exact": False,  # True: sum over all pairs of pixels
             },
             "selection": create_selection(
                 parameters={
@@ -235,7 +235,7 @@ def create_dense_crf(title: str = "CRF", follows: str = "") -> ConfigDict:
 
 
 def create_dense_crf_2017() -> ConfigDict:
-    """Keys of the dense CRF of the code released in 2017: nothing is chosen but t."""
+    """Keys of the dense CRF of the 2017 code: only the iterations are chosen."""
     refiner = create_dense_crf()
     refiner.title += ", released 2017"
     refiner.selection.num_iterations = 80
@@ -252,7 +252,7 @@ def create_dense_crf_2017() -> ConfigDict:
 def create_context_module() -> ConfigDict:
     """Keys of a context module."""
     training = create_refiner_training()
-    # L2 would pull the identity, where it starts, towards zero.
+    # L2 would pull the weights from their start, the identity, towards zero.
     training.optimizer.update(learning_rate=1e-4, weight_decay=0.0)
     return ConfigDict(
         {
@@ -274,7 +274,7 @@ def create_context_module() -> ConfigDict:
 
 
 def create_crf_rnn() -> ConfigDict:
-    """Keys of a CRF-RNN: 5 iterations in training; validation chooses up to 10.
+    """Keys of a CRF-RNN: 5 iterations in training, up to 10 chosen on validation.
 
     The segmenter is frozen unless `end_to_end`, which needs a lower learning rate.
     """
@@ -311,12 +311,12 @@ def create_crf_rnn() -> ConfigDict:
 
 
 def list_daes(config: ConfigDict) -> list[ConfigDict]:
-    """The refiners of a config that are DAEs."""
+    """Returns the refiners of a config that are DAEs."""
     return [refiner for refiner in config.refiner.values() if refiner.name == "dae"]
 
 
 def limit_iterations(config: ConfigDict, num_iterations: int) -> None:
-    """Changes how many iterations validation chooses from, of DAEs that iterate."""
+    """Sets the maximum number of iterations of all DAEs that iterate."""
     for refiner in list_daes(config):
         if refiner.model.reads_y:
             refiner.selection.num_iterations = num_iterations
@@ -327,24 +327,24 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
     return ConfigDict(
         {
             "name": "dae",
-            "title": title,  # its row in the table
+            "title": title,  # name of its row in the table
             "model": {
                 "widths": (64, 128, 256, 512, 1024, 2048),
                 "features": ("pool4",),  # h: any of input, pool1..pool5
-                "reads_y": True,  # False: y is uniform, a control
-                "decoder": "unpool",  # by switches, or "transposed"
-                "unpool_fill": 0.0,  # share of a value at the rest of its window
+                "reads_y": True,  # False: y is uniform (a control)
+                "decoder": "unpool",  # with switches; or "transposed"
+                "unpool_fill": 0.0,  # fraction of a value at the rest of its window
                 "relu_decoder": True,
                 "skip_connections": False,
                 "full_size_skip": False,
                 "start_as_identity": False,
                 "anchored": False,
                 "switches": "first",  # or "tied"
-                "switch_noise": 0.0,  # on y, in passes that the switches come from
-                "feature_dropout": 0.0,  # probability of dropping an image's h
+                "switch_noise": 0.0,  # on y, in the passes that give the switches
+                "feature_dropout": 0.0,  # probability of dropping the h of an image
             },
             "objective": create_objective(start=start, sigma=sigma, squared_error=1.0),
-            "end_to_end": False,  # trains a copy of the segmenter with it (4.5)
+            "end_to_end": False,  # True: also train a copy of the segmenter (4.5)
             "training": create_refiner_training(),
             "fine_tuning": create_fine_tuning(inputs="crops"),
             "selection": create_selection(
@@ -357,7 +357,7 @@ def create_dae(title: str, *, start: str, sigma: float) -> ConfigDict:
 
 
 def create_dae_without_y() -> ConfigDict:
-    """Keys of the control of DAE(y) that sees h alone; one pass is all it can do."""
+    """Keys of the control of DAE(y) that reads h only, in a single pass."""
     refiner = create_dae("DAE without y", start="y", sigma=0.0)
     refiner.model.reads_y = False
     refiner.selection = create_selection()
@@ -365,49 +365,49 @@ def create_dae_without_y() -> ConfigDict:
 
 
 def add_seeds(add: Callable[..., None]) -> None:
-    """The `grid` of configs that are run at seeds 0, 1 and 2."""
+    """The `grid` of configs that run at seeds 0, 1 and 2."""
     for seed in range(3):
         add(seed=seed)
 
 
 def get_config() -> ConfigDict:
-    """All keys. Data: streets."""
+    """Returns all keys; the data set is streets."""
     config = ConfigDict()
     config.seed = 0
-    config.dtype = "float32"  # of the computation; "bfloat16" on GPU and TPU
-    config.progress = True  # bars over the sweeps
-    # At least, between two checkpoints, while the best and the last epoch wait on the
-    # device, optimizer and all; 0: one after every epoch.
+    config.dtype = "float32"  # dtype of the computation; "bfloat16" on GPU and TPU
+    config.progress = True  # progress bars, except those of training
+    # Minimum time between checkpoints; until then the full state of the best and the
+    # last epoch stays on the device. 0: a checkpoint after every epoch.
     config.checkpoint_seconds = 60.0
-    config.trace_steps = 0  # of each training in a trace of its own; sweeps then too
+    config.trace_steps = 0  # steps of each training to trace; > 0 also traces sweeps
     config.loader = ConfigDict({"num_threads": 1})
     config.processes = ConfigDict(
         {
-            "coordinator": "",  # "auto" on SLURM and TPU pods, or "host:port" and
+            "coordinator": "",  # "auto" on SLURM and TPU pods; or "host:port", with
             "count": 1,
             "index": 0,
         }
     )
 
-    # What --mode=predict and --mode=export read; all else is the workdir's.
+    # For --mode=predict and --mode=export; other settings come from the workdir.
     config.predict = ConfigDict(
         {
-            "images": "",  # a picture, a folder of them, or a pattern: "photos/*.jpg"
-            "output": "",  # a folder
-            "scale": placeholder(float),  # of sides; None: to the training images' area
-            "refiner": "",  # a key of `refiner` below; "": the last of `refiners`
-            "batch_size": 4,  # the most pictures at a time
-            "trajectory": False,  # also every iteration
-            "probabilities": "",  # a folder: another network's, to be refined
+            "images": "",  # an image, a folder of images, or a pattern: "photos/*.jpg"
+            "output": "",  # folder for the results
+            "scale": placeholder(float),  # of sides; None: area of the training images
+            "refiner": "",  # key of `refiner` below; "": the last of `refiners`
+            "batch_size": 4,  # maximum number of images per batch
+            "trajectory": False,  # True: also write every iteration
+            "probabilities": "",  # folder of another network's predictions to refine
         }
     )
-    config.export = ConfigDict({"refiner": ""})  # "": every one
+    config.export = ConfigDict({"refiner": ""})  # "": all refiners
 
     config.dataset = ConfigDict({"name": "streets", "options": create_streets()})
 
     config.segmenter = create_fcn8()
 
-    # Rows of the table, in this order.
+    # Refiners to run: the rows of the table, in this order.
     config.refiners = (
         "dense_crf",
         "context_module",
@@ -430,12 +430,12 @@ def get_config() -> ConfigDict:
 
     config.evaluation = ConfigDict(
         {
-            "batch_size": 4,  # images at a time, of networks alone: their validation
-            "sweep_batch_size": placeholder(int),  # refining; None: as many as fit
-            "sweep_dtype": placeholder(str),  # of networks, refining; None: dtype
-            "num_resamples": 2000,  # of the bootstrap
-            "boundary_tolerance": 0.0075,  # of boundary F1; of the image diagonal
+            "batch_size": 4,  # images per batch when a network is validated
+            "sweep_batch_size": placeholder(int),  # images per batch; None: automatic
+            "sweep_dtype": placeholder(str),  # of networks in sweeps; None: `dtype`
+            "num_resamples": 2000,  # bootstrap resamples
+            "boundary_tolerance": 0.0075,  # of boundary F1, relative to the diagonal
         }
     )
-    config.report = ConfigDict({"num_images": 5})  # that report.html shows; 0: none
+    config.report = ConfigDict({"num_images": 5})  # test images in report.html
     return config

@@ -1,15 +1,16 @@
 """camvid_fc_densenet103 with a short schedule for one data-centre GPU; not run yet.
 
-Against it: bfloat16 computation; 100 epochs of crops of 750, in batches of 10, decay
-.97, and 10 of whole frames; at test, running statistics; refiners as in
-configs/camvid_fcn8_short.py, but for the CRF-RNN, which the paper has not here.
+Differences from that config: bfloat16 computation; 100 of 750 epochs on crops, with
+batch size 10 and decay .97, and 10 epochs on whole frames; running statistics at test;
+refiners as in configs/camvid_fcn8_short.py, but without CRF-RNN, which the paper does
+not report for this network.
 """
 
 from configs import base, camvid_fcn8_short
 
 
 def get_config():
-    """Changes the segmenter of camvid_fcn8_short, and its schedule."""
+    """Changes the segmenter of camvid_fcn8_short and its schedule."""
     config = camvid_fcn8_short.get_config()
     config.segmenter = base.create_fc_densenet()
     config.segmenter.model.statistics = "running"

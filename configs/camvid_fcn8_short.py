@@ -1,21 +1,22 @@
 """camvid_fcn8 with schedules of minutes on one data-centre GPU.
 
-Against it: bfloat16 computation; FCN-8 with 'same' padding and normalised images, 200
-epochs of 750 with patience 60, its rate falling by 1.5% an epoch; DAEs and context
-module 100 epochs of 500 with patience 40, decay .97; CRF-RNN 10 of 50; 12 of the CRF's
-36 choices; 30 of 50 iterations. Another DAE(y) reads the image and all pools, starts as
-the identity and has skip connections, as in configs/camvid_small.py.
+Differences from that config: bfloat16 computation; FCN-8 with 'same' padding and
+normalised images, 200 of 750 epochs with patience 60, its learning rate falling by 1.5%
+per epoch; DAEs and context module 100 of 500 epochs with patience 40 and decay .97;
+CRF-RNN 10 of 50 epochs; 12 of the CRF's 36 combinations; 30 of 50 iterations. A further
+DAE(y) reads the image and all pools, starts as the identity and has skip connections,
+as in configs/camvid_small.py.
 
-On an H200 the segmenter took 2 minutes, each DAE 4 to 5 beside others; the CRFs and the
-context module came to no end beside them (docs/results.md): run DAEs at once, by
-launch.table1 with --jobs=3, and the others after them.
+On an H200 the segmenter took 2 minutes, and each DAE 4 to 5 alongside others. The CRFs
+and the context module did not finish alongside them (docs/results.md): run the DAEs
+concurrently, by launch.table1 with --jobs=3, and the other refiners afterwards.
 """
 
 from configs import base, camvid_fcn8
 
 
 def get_config():
-    """Changes dtype and schedules; adds a DAE."""
+    """Changes the dtype and the schedules; adds a DAE."""
     config = camvid_fcn8.get_config()
     config.dtype = "bfloat16"
     config.evaluation.update(batch_size=8, sweep_batch_size=4)
@@ -40,7 +41,7 @@ def get_config():
 
 
 def create_dae_of_all_pools(dae_y):
-    """DAE(y) that starts from y and reads what the segmenter knows at every size."""
+    """Creates a DAE(y) that starts as the identity and reads features of all sizes."""
     refiner = dae_y.copy_and_resolve_references()
     refiner.title = "DAE(y), all pools"
     refiner.model.update(

@@ -1,13 +1,13 @@
 """Half-size CamVid frames on a CPU: a narrow FCN-8, five-level DAEs.
 
-Against configs/camvid_fcn8.py: frames of 180x240, crops of 112, FCN-8 at a quarter of
-the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read the image
-and all pools up to pool4, have skip connections, a linear decoder, unpooling that fills
-its windows and a start as the identity, anchored to the first y (docs/method.md), and
-keep an average of their parameters. All refiners are trained on what the segmenter
-gives for whole frames. The context module and the CRF-RNN have 40 and 12 epochs, the
-CRF, alone and after DAE(y), 12 of the 36 choices. docs/results.md says what else was
-tried.
+Differences from configs/camvid_fcn8.py: frames of 180x240, crops of 112, an FCN-8 of a
+quarter of the width with 'same' padding; DAEs of five levels, 16 to 256 wide, that read
+the image and all pools up to pool4, have skip connections, a linear decoder and
+unpooling that fills its windows, start as the identity, are anchored to the first y
+(docs/method.md), and keep an average of their parameters. All refiners are trained on
+the segmenter's output for whole frames. The context module and CRF-RNN have 40 and 12
+epochs; the CRF, alone and after DAE(y), has 12 of the 36 combinations. docs/results.md
+lists other variants that were tried.
 
 python -m iterinf.main --config=configs/camvid_small.py --workdir=runs/camvid_small \
   --config.dataset.options.path=PATH_OF_CAMVID
@@ -17,7 +17,7 @@ from configs import base
 
 
 def get_config():
-    """Small frames and networks."""
+    """Uses small frames and networks."""
     config = base.get_config()
     config.dataset = {"name": "camvid", "options": base.create_camvid()}
     config.dataset.options.scale = 2

@@ -1,9 +1,9 @@
-"""What each part of DAE(y) is worth, on half-size CamVid frames: one table.
+"""What each part of DAE(y) contributes, on half-size CamVid frames, in one table.
 
 The six ablations of the paper's text and the refiners of the code released in 2017, all
-on the segmenter of configs/camvid_small.py, each with its compute. Copy the folder
-segmenter/ of that config's finished workdir here first to save its training, or run
-launch.evidence, which does so.
+on the segmenter of configs/camvid_small.py, each with equal compute. To avoid training
+the segmenter again, copy the folder segmenter/ of that config's finished workdir here
+first, or run launch.evidence, which does so.
 
 python -m iterinf.main --config=configs/camvid_small_ablations.py \
   --workdir=runs/camvid_small_ablations --config.dataset.options.path=PATH_OF_CAMVID
@@ -11,14 +11,14 @@ python -m iterinf.main --config=configs/camvid_small_ablations.py \
 
 from configs import base, camvid_small
 
-# Name of the refiner -> what is added to its title, and the keys that differ.
+# Name of the refiner -> suffix of its title, and the keys that differ.
 _CHANGES = {
     "dae_y_pool4": (  # the paper's: h = pool4 alone
         ", h = pool4",
         {"model.features": ("pool4",)},
     ),
     "dae_y_image": (", h = image", {"model.features": ("input",)}),  # section 2.2
-    "dae_y_plain": (  # starts at random, ReLU decoder, no skip connections: section 4.3
+    "dae_y_plain": (  # random start, ReLU decoder, no skip connections: section 4.3
         ", published layers",
         {
             "model.unpool_fill": 0.0,
@@ -28,11 +28,11 @@ _CHANGES = {
             "model.start_as_identity": False,
         },
     ),
-    "dae_y_sparse": (  # zeros beside the switches, as published: speckle
+    "dae_y_sparse": (  # zeros next to the switches, as published: speckle
         ", zeros in unpooling",
         {"model.unpool_fill": 0.0},
     ),
-    "dae_y_not_anchored": (  # every iteration corrects what the last one gave
+    "dae_y_not_anchored": (  # every iteration corrects the result of the previous one
         ", not anchored",
         {"model.anchored": False},
     ),
@@ -68,7 +68,7 @@ _CHANGES = {
 
 
 def get_config():
-    """Adds refiners; DAE(y) itself comes last."""
+    """Adds the refiners; DAE(y) itself comes last."""
     config = camvid_small.get_config()
     for name, (suffix, changes) in _CHANGES.items():
         refiner = config.refiner.dae_y.copy_and_resolve_references()

@@ -1,8 +1,8 @@
 """Half-size CamVid frames on a CPU: a narrow FC-DenseNet, five-level DAEs.
 
-Against configs/camvid_small.py: the segmenter, and 40 epochs for the DAEs. Against
-configs/camvid_fc_densenet103.py: frames of 180x240, crops of 112, 46 layers that add 8
-maps each, running statistics at test, no fine-tuning on whole frames.
+Differences from configs/camvid_small.py: the segmenter, and 40 epochs for the DAEs.
+Differences from configs/camvid_fc_densenet103.py: frames of 180x240, crops of 112, 46
+layers of growth rate 8, running statistics at test, no fine-tuning on whole frames.
 
 python -m iterinf.main --config=configs/camvid_small_densenet.py \
   --workdir=runs/camvid_small_densenet --config.dataset.options.path=PATH_OF_CAMVID
@@ -12,7 +12,7 @@ from configs import base, camvid_small
 
 
 def get_config():
-    """Changes the segmenter, and how long DAEs are trained."""
+    """Changes the segmenter and the epochs of the DAEs."""
     config = camvid_small.get_config()
     config.segmenter = base.create_fc_densenet()
     segmenter = config.segmenter

@@ -1,10 +1,10 @@
-"""Half-size CamVid frames, FCN-8 of full width that starts from VGG16: a strong base.
+"""Half-size CamVid frames, a full-width FCN-8 from VGG16: a strong baseline.
 
-Against configs/camvid_small.py: the segmenter, whose convolutions start from
-ImageNet's, and which refiners there are. data/vgg16.safetensors is VGG16 as
-torchvision has it, or its convolutions alone; docs/experiments.md says how to make
-it. An FCN-8 of this width has 134 million parameters: a step of 10 crops takes 1.5 s
-on two CPU cores.
+Differences from configs/camvid_small.py: the segmenter, whose convolutions start from
+ImageNet weights, and the list of refiners. data/vgg16.safetensors holds torchvision's
+VGG16 weights, or only its convolutions (`init_from` in docs/experiments.md). An FCN-8
+of this width has 134 million parameters: a step of 10 crops takes 1.5 s on two CPU
+cores.
 
 python -m iterinf.main --config=configs/camvid_vgg16.py --workdir=runs/camvid_vgg16 \
   --config.dataset.options.path=PATH_OF_CAMVID

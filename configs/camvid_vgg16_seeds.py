@@ -1,4 +1,4 @@
-"""configs/camvid_vgg16.py at two seeds of training.
+"""configs/camvid_vgg16.py at two training seeds.
 
 python -m launch.evidence --only=camvid_vgg16_seeds --workdir=runs/evidence \
   -- --config.dataset.options.path=PATH_OF_CAMVID
@@ -8,11 +8,11 @@ from configs import camvid_vgg16
 
 
 def get_config():
-    """Changes nothing: the grid does."""
+    """Changes nothing: the grid sets the seeds."""
     return camvid_vgg16.get_config()
 
 
 def grid(add):
-    """A training of the segmenter takes over an hour of two cores."""
+    """Two seeds: training the segmenter takes over an hour on two cores."""
     for seed in range(2):
         add(seed=seed)

@@ -1,7 +1,7 @@
-"""Your own images and label maps, laid out as iterinf/data/folder.py says.
+"""Your own images and label maps, in the layout that iterinf/data/folder.py describes.
 
-Networks and schedule of configs/camvid_small.py, which fit images of a few hundred
-pixels and two CPU cores; on a GPU start from configs/camvid_fcn8.py.
+The networks and schedule are those of configs/camvid_small.py, which suit images of a
+few hundred pixels and two CPU cores; on a GPU, start from configs/camvid_fcn8.py.
 
 python -m iterinf.main --config=configs/folder.py --workdir=runs/folder \
   --config.dataset.options.path=PATH_OF_IMAGES
@@ -11,7 +11,7 @@ from configs import base, camvid_small
 
 
 def get_config():
-    """Changes the data set alone, and with it what is known of its pixels."""
+    """Changes only the data set and the normalisation of its images."""
     config = camvid_small.get_config()
     config.dataset = {"name": "folder", "options": base.create_folder()}
     config.segmenter.model.update(

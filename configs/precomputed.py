@@ -1,8 +1,9 @@
-"""Your own network's output on CamVid, refined; no segmenter is trained.
+"""Refines the output of your own network on CamVid; no segmenter is trained.
 
-Write its class probabilities as iterinf/data/external.py says (docs/precomputed.md has
-ten lines of PyTorch). The DAEs read them and the image; if the files hold features,
-name them: --config.refiner.dae_y.model.features="('input','pool4')".
+Write the network's class probabilities in the format of iterinf/data/external.py
+(docs/precomputed.md has ten lines of PyTorch). The DAEs read them and the image; if the
+files hold features, name them:
+--config.refiner.dae_y.model.features="('input','pool4')".
 
 python -m iterinf.main --config=configs/precomputed.py --workdir=runs/precomputed \
   --config.dataset.options.path=PATH_OF_CAMVID --config.segmenter.outputs=FOLDER
@@ -12,7 +13,7 @@ from configs import base
 
 
 def get_config():
-    """CamVid; h is the image."""
+    """Uses CamVid, with the image as h."""
     config = base.get_config()
     config.dataset = {"name": "camvid", "options": base.create_camvid()}
     config.segmenter = base.create_precomputed()

@@ -1,11 +1,11 @@
 """The whole experiment on the embedded street scenes, in minutes on two CPU cores.
 
-Against configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 the width with
-'same' padding, 8 of the CRF's 36 choices and no CRF-RNN. DAEs of five levels that read
-the image and all pools up to pool4 (section 2.2: "either the input x or some features
-h"), with skip connections, a linear decoder, unpooling that fills its windows and a
-start as the identity, anchored to the first y (docs/method.md), trained on what the
-segmenter gives for whole frames; at most 20 iterations.
+Differences from configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 of the
+width with 'same' padding, 8 of the CRF's 36 combinations, and no CRF-RNN. The DAEs have
+five levels, read the image and all pools up to pool4 (section 2.2: "either the input x
+or some features h"), have skip connections, a linear decoder and unpooling that fills
+its windows, start as the identity, are anchored to the first y (docs/method.md), are
+trained on the segmenter's output for whole frames, and run for at most 20 iterations.
 Numbers and seeds: docs/results.md.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -15,7 +15,7 @@ from configs import base
 
 
 def get_config():
-    """Small networks, small images, short schedules."""
+    """Uses small networks, small images and short schedules."""
     config = base.get_config()
     config.dataset.options.update(num_train=300, num_validation=30, num_test=100)
     segmenter = config.segmenter

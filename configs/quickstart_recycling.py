@@ -1,8 +1,8 @@
-"""Recycling against the plain DAE(y) of equal compute, on streets, at three seeds.
+"""Recycling compared with DAE(y) at equal compute, on streets, at three seeds.
 
-A step with two recycles costs three passes, so that the plain DAE has three times the
-epochs, its rate falling as slowly per pass: 78 epochs of decay .972 for 26 of .92. So
-has the control without y.
+A step with two recycles costs three passes, so DAE(y) without recycling gets three
+times the epochs, with a learning rate that falls as slowly per pass: 78 epochs of decay
+.972 instead of 26 of .92. So does the control without y.
 
 python -m launch.grid --config=configs/quickstart_recycling.py --workdir=runs/recycling
 """
@@ -11,7 +11,7 @@ from configs import base, quickstart
 
 
 def get_config():
-    """The quickstart's segmenter, and three DAEs in place of its other refiners."""
+    """Keeps the quickstart's segmenter, with three DAEs as its only refiners."""
     config = quickstart.get_config()
     recycled = config.refiner.dae_y.copy_and_resolve_references()
     recycled.title = "DAE(y), recycled"

@@ -1,4 +1,4 @@
-"""configs/quickstart.py at three seeds of training, on the same scenes.
+"""configs/quickstart.py at three training seeds, on the same scenes.
 
 python -m launch.grid --config=configs/quickstart_seeds.py --workdir=runs/seeds
 """
@@ -7,7 +7,7 @@ from configs import base, quickstart
 
 
 def get_config():
-    """Changes nothing: the grid does."""
+    """Changes nothing: the grid sets the seeds."""
     return quickstart.get_config()
 
 

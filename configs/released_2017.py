@@ -1,19 +1,19 @@
-"""FCN-8 and its refiners as in the code released in 2017, where that differs.
+"""FCN-8 and its refiners as in the code released in 2017, where it differs.
 
-FCN-8: ReLU scores, deconvolutions that start by Glorot. DAE: linear decoder, skip
+FCN-8: ReLU scores, Glorot-initialised deconvolutions. DAE: linear decoder, skip
 connections, all tied positions as switches, taken from passes with noise of their own,
 at test too; squared error as a mean over classes; no weight decay; sigma .5. An image
-stops where r(y) is near y, and counts no more in the choice, so that late iterations
-are scored on hard images. Context module: of probabilities and the image, its first
-layer drawn at random. CRF: both kernels 3 pixels wide, 80 iterations at most. Should do
-worse than configs/camvid_fcn8.py, and the inference of the DAE is noisy.
+stops once r(y) is close to y and is then excluded from the choice, so that late
+iterations are scored on hard images only. Context module: reads probabilities and the
+image, with a random first layer. CRF: both kernels 3 pixels wide, at most 80
+iterations. Expected: worse than configs/camvid_fcn8.py, with noisy DAE inference.
 """
 
 from configs import base, camvid_fcn8
 
 
 def get_config():
-    """Changes networks and loss."""
+    """Changes the networks and the loss."""
     config = camvid_fcn8.get_config()
     config.segmenter.model.update(relu_scores=True, upsampling_init="glorot")
     config.refiners = ("dense_crf", "context_module", "dae_y")

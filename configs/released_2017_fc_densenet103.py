@@ -1,7 +1,8 @@
 """FC-DenseNet103 and DAE(y) as in the code released in 2017.
 
-The DAE as in configs/released_2017.py; the segmenter normalises by the statistics of
-batches of 10, at test too, so that an image's labelling depends on its neighbours.
+The DAE is that of configs/released_2017.py. The segmenter normalises by the statistics
+of batches of 10, at test too, so that the segmentation of an image depends on the other
+images in its batch.
 """
 
 from configs import base, released_2017

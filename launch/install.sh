@@ -1,7 +1,7 @@
-# Sourced by the other scripts, with the extras wanted as `extras` ("" or "[test]").
-# Installs this checkout into the active environment, else into .venv, and sets
-# `python` to the interpreter there; does nothing where that is already done. Has glibc
-# ask Linux for huge pages: XLA maps its temporaries anew at every step.
+# Sourced by the other scripts, with `extras` set to the extras to install ("" or
+# "[test]"). Installs this checkout into the active environment, or into .venv if none is
+# active, unless that is already done, and sets `python` to its interpreter. Makes glibc
+# request huge pages from Linux, since XLA maps its temporaries anew at every step.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 fail() {
@@ -49,14 +49,14 @@ if [[ ! -x $python || $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
   [[ -z $base ]] || "$base" -m venv --clear .venv || fail "$base could not make .venv."
   "$python" -m pip --version >/dev/null 2>&1 ||
     fail "$environment has no pip: install it there, or deactivate the environment."
-  # The pins are for Python 3.11, and would replace the jax of an active environment,
-  # which may be one for its accelerator: there the bounds of setup.cfg must do.
+  # The pins are for Python 3.11 and would replace the jax of an active environment, which
+  # may be built for its accelerator; there only the bounds of setup.cfg apply.
   constraints=()
   if "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' &&
     { [[ $environment == "$PWD/.venv" ]] || ! "$python" -c 'import jax' 2>/dev/null; }; then
     constraints=(-c requirements.txt)
   fi
-  # compat: by a plain path, which a clone's folder of the same name cannot hide.
+  # compat: installs a plain path, which a folder of the same name cannot shadow.
   "$python" -m pip install --quiet --no-input --disable-pip-version-check \
     --config-settings editable_mode=compat \
     ${constraints[@]+"${constraints[@]}"} -e ".$extras" ||

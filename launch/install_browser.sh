@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests/browser.py drives: Chromium and Node by apt, where they are absent,
+# Installs the browser for tests/browser.py: Chromium and Node with apt, unless present,
 # and playwright-core into build/browser.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Table 1 on a machine without a network, whose calls are short and take little luggage.
+# Runs Table 1 on a machine without a network that limits call time and upload size.
 #
 #   launch/offline.sh pack CAMVID [PYTHON]    here: fills offline/ (ignored by git) with
 #       wheels for that Python (3.12) and with CamVid in parts of at most 52 MiB; a copy
-#       whose images are lossless WebP, by the same names, takes a quarter less
-#   launch/offline.sh unpack                  there, once for each part that is brought:
-#       installs the wheels and adds the part; the last one unpacks CamVid
-#   launch/offline.sh run MINUTES OUT CONFIG...   there, again and again: goes on with
+#       of CamVid with lossless WebP images under the same names takes a quarter less
+#   launch/offline.sh unpack                  there, once per uploaded part: installs the
+#       wheels and adds the part; the last part unpacks CamVid
+#   launch/offline.sh run MINUTES OUT CONFIG...   there, repeatedly: resumes
 #       launch.table1, then copies tables, curves and figures to OUT
 #
-# The machine must have JAX for its accelerator, Flax, Optax, Orbax and Matplotlib. What
-# it keeps lies in $ITERINF_HOME (default ~/iterinf); flags for every run in
-# $ITERINF_FLAGS, the number of processes at once in $ITERINF_JOBS (1).
+# The machine must have JAX for its accelerator, Flax, Optax, Orbax and Matplotlib. Files
+# are kept in $ITERINF_HOME (default ~/iterinf); $ITERINF_FLAGS holds flags for every run,
+# $ITERINF_JOBS the number of concurrent processes (1).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 home=${ITERINF_HOME:-$HOME/iterinf}
-# What such machines tend to lack.
+# Packages that such machines usually lack.
 packages=(ml-collections grain array-record portpicker jaxtyping wadler-lindig tqdm cloudpickle)
 part_size=52M
 

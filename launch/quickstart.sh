@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs iterinf and runs the whole experiment on the embedded `streets` data.
-# Flags are handed on, e.g. launch/quickstart.sh --config.seed=1 --workdir=runs/seed1
+# Extra flags are passed through, e.g.
+#   launch/quickstart.sh --config.seed=1 --workdir=runs/seed1
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

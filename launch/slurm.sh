@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One experiment on the GPUs of several hosts, under SLURM: a process for each GPU.
+# Runs one experiment on the GPUs of several hosts under SLURM, one process per GPU.
 #
 #   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 launch/slurm.sh \
 #       --config=configs/camvid_fcn8.py --workdir=SHARED_FOLDER/fcn8 [FLAGS]
 #
-# Run it in a checkout with an active environment. Before its time is up the job saves,
-# and queues itself again until the results are there.
+# Run it in a checkout with an active environment. Before its time limit the job saves a
+# checkpoint, and it requeues itself until the results are complete.
 #SBATCH --job-name=iterinf
 #SBATCH --signal=TERM@120
 #SBATCH --open-mode=append

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs iterinf with what its tests need, and runs them all; with --quick those that
-# are not marked slow, in three minutes.
-# Two processes share the files, in their order: those with the fewest tests, last
-# otherwise, take longest. Arguments go to pytest, e.g.
-# launch/test.sh --quick tests/test_inference.py
+# Installs iterinf with its test requirements and runs all tests; with --quick only those
+# not marked slow, in three minutes. Other arguments are passed to pytest, e.g.
+#   launch/test.sh --quick tests/test_inference.py
+# Two processes share the test files in their listed order: by default, xdist would put
+# the files with the fewest tests last, and those take longest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

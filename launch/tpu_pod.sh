@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One experiment on all chips of a TPU pod slice, a process for each of its hosts.
+# Runs one experiment on all chips of a TPU pod slice, one process per host.
 #
 #   launch/tpu_pod.sh NAME ZONE CHECKOUT --config=configs/camvid_fcn8.py \
 #       --workdir=SHARED_FOLDER/fcn8 --config.dtype=bfloat16 [FLAGS]
 #
-# NAME and ZONE are those of the TPU VM; CHECKOUT and the workdir lie in a folder that
-# every host has mounted. A slice that was taken away: make it anew, and run this again.
+# NAME and ZONE identify the TPU VM; CHECKOUT and the workdir must be in a folder that
+# every host has mounted. If a slice is preempted, create it again and rerun the command.
 set -euo pipefail
 
 (($# > 3)) || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }

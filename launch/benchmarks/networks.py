@@ -94,7 +94,7 @@ def list_dae_train_step() -> Iterator[Case]:
 def make_dae(
     size: Size, dtype: str
 ) -> tuple[Any, Any, Candidate, Int[np.ndarray, "b h w"]]:
-    """A DAE of random parameters, and random labellings, features and labels."""
+    """Returns a DAE with random parameters, and random y, features and labels."""
     generator = np.random.default_rng(0)
     shape = (size.batch, size.height, size.width)
     logits = generator.normal(size=(*shape, _NUM_CLASSES)).astype(np.float32)
