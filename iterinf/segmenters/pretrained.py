@@ -1,8 +1,6 @@
 """Weights of another network as a segmenter's first parameters.
 
-Foreign ones are VGG16 and the FC-DenseNet of 2016; `--mode=export` writes our own.
-
-Neither PyTorch nor pickled code is needed to read them.
+Other people's are VGG16 and the FC-DenseNet of 2016; `--mode=export` writes our own.
 """
 
 import contextlib
@@ -19,7 +17,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from iterinf.errors import UserError
 from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
-from iterinf.segmenters.torch_files import read_torch_file
 
 # Convolutions of VGG16 in torchvision's `features`, in order.
 _VGG16 = {
@@ -90,7 +87,8 @@ def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
         return dict(_convert_vgg16(arrays, path))
     if isinstance(segmenter, FCDenseNet):
         return dict(_convert_fc_densenet(arrays, segmenter, path))
-    raise UserError(f"a {type(segmenter).__name__} reads no foreign weights")
+    name = type(segmenter).__name__
+    raise UserError(f"{path}: there is no converter to a {name}")
 
 
 def replace_parameters(
@@ -142,7 +140,7 @@ def describe_replaced(
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     if path.suffix in (".pth", ".pt"):
-        return read_torch_file(path)
+        return _read_torch_file(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise UserError(
             f"cannot tell what {path} is, expected .pth, .pt, .safetensors or .npz"
@@ -154,6 +152,25 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         from safetensors.numpy import load_file
 
         return load_file(path)
+
+
+def _read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a state dict; no code in the file runs."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs PyTorch (pip install torch); or convert it where that is "
+            'installed: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path}', weights_only=True), "
+            f"'{path.with_suffix('.safetensors')}')\""
+        ) from error
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read {path} as a state dict: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
-"""Foreign weights: each array in its place, and what is said of a wrong file."""
+"""Pretrained weights: each array in its place, and what is said of a wrong file."""
 
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -224,3 +225,28 @@ def test_a_wrong_file_is_named(tmp_path: pathlib.Path, name, message):
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
     with pytest.raises(UserError, match=message):
         read_weights(str(tmp_path / name), create_fcn8())
+
+
+def test_a_torch_file_without_torch_is_answered_with_the_conversion(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / "vgg16.pth"
+    with pytest.raises(UserError) as raised:
+        read_weights(str(path), create_fcn8())
+    assert str(path) in str(raised.value)
+    assert f"{tmp_path / 'vgg16.safetensors'}" in str(raised.value)
+
+
+def test_a_torch_file_equals_other_files_of_its_arrays(rng, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    arrays, segmenter = make_vgg16(rng), create_fcn8()
+    torch.save({k: torch.from_numpy(a) for k, a in arrays.items()}, tmp_path / "x.pth")
+    expected = read_weights(write(tmp_path / "x.npz", arrays), segmenter)
+    found = read_weights(str(tmp_path / "x.pth"), segmenter)
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+    (tmp_path / "text.pt").write_text("text")
+    with pytest.raises(UserError, match=r"text\.pt"):
+        read_weights(str(tmp_path / "text.pt"), segmenter)
