@@ -370,6 +370,21 @@ def add_seeds(add: Callable[..., None]) -> None:
         add(seed=seed)
 
 
+def create_predict() -> ConfigDict:
+    """Creates the keys of --mode=predict."""
+    return ConfigDict(
+        {
+            "images": "",  # an image, a folder of images, or a pattern: "photos/*.jpg"
+            "output": "",  # folder for the results
+            "scale": placeholder(float),  # of sides; None: area of the training images
+            "refiner": "",  # key of `refiner` below; "": the last of `refiners`
+            "batch_size": 4,  # maximum number of images per batch
+            "trajectory": False,  # True: also write every iteration
+            "probabilities": "",  # folder of another network's predictions to refine
+        }
+    )
+
+
 def get_config() -> ConfigDict:
     """Returns all keys; the data set is streets."""
     config = ConfigDict()
@@ -390,17 +405,7 @@ def get_config() -> ConfigDict:
     )
 
     # For --mode=predict and --mode=export; other settings come from the workdir.
-    config.predict = ConfigDict(
-        {
-            "images": "",  # an image, a folder of images, or a pattern: "photos/*.jpg"
-            "output": "",  # folder for the results
-            "scale": placeholder(float),  # of sides; None: area of the training images
-            "refiner": "",  # key of `refiner` below; "": the last of `refiners`
-            "batch_size": 4,  # maximum number of images per batch
-            "trajectory": False,  # True: also write every iteration
-            "probabilities": "",  # folder of another network's predictions to refine
-        }
-    )
+    config.predict = create_predict()
     config.export = ConfigDict({"refiner": ""})  # "": all refiners
 
     config.dataset = ConfigDict({"name": "streets", "options": create_streets()})

@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,18 +18,21 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from iterinf.report.changes import (
+    CORRECTED,
+    DEGRADED,
+    Box,
+    compute_changes,
+    find_largest_changes,
+)
 from iterinf.report.legend import count_columns, list_classes, make_patches
 from iterinf.report.pictures import dim
 from iterinf.runtime.files import write_atomically
 
-UNCHANGED, MENDED, SPOILED, NEUTRAL = range(4)
 # Green and red also differ in lightness, for those who do not tell them apart.
-_MENDED_COLOR = (90, 230, 120)
-_SPOILED_COLOR = (210, 30, 40)
+_CORRECTED_COLOR = (90, 230, 120)
+_DEGRADED_COLOR = (210, 30, 40)
 _OTHER_COLORS = ("tab:red", "tab:orange", "tab:brown", "tab:pink")
-_GRID_CELLS = 48  # cells along the longer side, where regions of change are sought
-
-Box = tuple[int, int, int, int]  # top, left, height, width; pixels
 
 
 def plot_iterations(
@@ -76,39 +79,20 @@ def plot_iterations(
     figure.suptitle(title)
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
     selected = int(np.argmin(np.abs(np.asarray(step_sizes) - selected_step_size)))
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(step_sizes)))
-    panel_titles = (
-        "validation: the choice is made here",
-        f"test: not used for any choice\n(step size {selected_step_size:g})",
-    )
-    for i, (validation, test, unit) in enumerate(rows):
-        row = list(axes[i])
-        for index, step_size in enumerate(step_sizes):
-            chosen = index == selected
-            _plot_curve(
-                row[0],
-                validation[index],
-                colors[index],
-                chosen=chosen,
-                label=f"{step_size:g}" + (" (chosen)" if chosen else ""),
-            )
+    for i, row in enumerate(rows):
+        shown = axes[i]
         if i == 0:
-            _plot_others(row, others)
-        _cut_below(row[0], 100 * validation)
-        curves = [validation[selected]]
-        if test is not None and num_columns > 1:
-            _plot_curve(row[1], test, colors[selected], chosen=True)
-            curves.append(test)
-        for axis, panel_title, curve in zip(row, panel_titles, curves, strict=False):
-            heading = "" if i else panel_title
-            _finish_panel(axis, heading, unit, curve, selected_num_iterations, start)
+            _plot_others(shown, others)
+        _plot_row(shown, *row, step_sizes, selected, selected_num_iterations, start)
+    axes[0, 0].set_title("validation: the choice is made here", fontsize=11)
+    if num_columns > 1:
+        axes[0, 1].set_title(
+            f"test: not used for any choice\n(step size {selected_step_size:g})",
+            fontsize=11,
+        )
     for axis, (unit, curve) in zip(axes[-1], test_measures.items(), strict=False):
-        axis.plot(curve, color=colors[selected], linewidth=2.8)
-        axis.axvline(selected_num_iterations, color="0.4", linestyle=":", linewidth=1)
-        axis.set_xlabel(f"iterations (dotted: {selected_num_iterations}, the choice)")
-        axis.set_ylabel(f"{unit}, test")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
+        color = _color_step_sizes(len(step_sizes))[selected]
+        _plot_measure(axis, unit, curve, color, selected_num_iterations)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         title="step size",
@@ -116,6 +100,49 @@ def plot_iterations(
         ncols=min(len(step_sizes), 4 * num_columns),
     )
     return figure
+
+
+def _color_step_sizes(number: int) -> Float[np.ndarray, "s 4"]:
+    return mpl.colormaps["viridis"](np.linspace(0, 0.9, number))
+
+
+def _plot_row(
+    axes: Sequence[Axes],
+    validation: Float[np.ndarray, "s p"],
+    test: Float[np.ndarray, " _"] | None,
+    unit: str,
+    step_sizes: Sequence[float],
+    selected: int,
+    num_iterations: int,
+    start: str,
+) -> None:
+    """A measure on validation by step size, and on test at the chosen one."""
+    colors = _color_step_sizes(len(step_sizes))
+    for i, step_size in enumerate(step_sizes):
+        chosen = i == selected
+        label = f"{step_size:g}" + (" (chosen)" if chosen else "")
+        _plot_curve(axes[0], validation[i], colors[i], chosen=chosen, label=label)
+    _cut_below(axes[0], 100 * validation)
+    _finish_panel(axes[0], unit, validation[selected], num_iterations, start)
+    if test is not None and len(axes) > 1:
+        _plot_curve(axes[1], test, colors[selected], chosen=True)
+        _finish_panel(axes[1], unit, test, num_iterations, start)
+
+
+def _plot_measure(
+    axis: Axes,
+    unit: str,
+    curve: Float[np.ndarray, " p"],
+    color: Float[np.ndarray, "4"],
+    num_iterations: int,
+) -> None:
+    """A measure of test that validation does not have."""
+    axis.plot(curve, color=color, linewidth=2.8)
+    axis.axvline(num_iterations, color="0.4", linestyle=":", linewidth=1)
+    axis.set_xlabel(f"iterations (dotted: {num_iterations}, the choice)")
+    axis.set_ylabel(f"{unit}, test")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
 
 
 def _plot_others(
@@ -130,73 +157,6 @@ def _plot_others(
             )
 
 
-def compute_changes(
-    label: Integer[np.ndarray, "h w"],
-    before: Integer[np.ndarray, "h w"],
-    after: Integer[np.ndarray, "h w"],
-    num_classes: int,
-) -> UInt8[np.ndarray, "h w"]:
-    """Maps what a refiner did to each pixel.
-
-    Args:
-      label: the truth; `num_classes` and above are void.
-      before: classes predicted by the segmenter.
-      after: classes predicted by the refiner.
-      num_classes: k.
-
-    Returns:
-      UNCHANGED (0; void pixels too), MENDED (1: wrong, now right), SPOILED (2: right,
-      now wrong) or NEUTRAL (3: changed from one wrong class to another).
-    """
-    changes = np.full(label.shape, NEUTRAL, np.uint8)
-    changes[after == label] = MENDED
-    changes[before == label] = SPOILED
-    changes[(before == after) | (label >= num_classes)] = UNCHANGED
-    return changes
-
-
-def find_largest_changes(
-    changes: UInt8[np.ndarray, "h w"], num_boxes: int = 3
-) -> list[Box]:
-    """Finds the rectangles with most pixels mended or spoiled.
-
-    On a grid of cells, cell i scores f_i - d / 2, where f_i is the changed fraction of
-    it and d = sum(f^2) / sum(f), the density around a typical changed pixel. The
-    rectangle with the highest sum, of at most half the image's height and width, is
-    taken out and the next one sought in the rest, until a tenth of the first sum. A
-    margin of one cell is added.
-
-    Args:
-      changes: as from `compute_changes`.
-      num_boxes: the most to return.
-
-    Returns:
-      Boxes in pixels, largest change first; fewer where there is little to show.
-    """
-    height, width = changes.shape
-    cell = -(-max(height, width) // _GRID_CELLS)
-    changed = (changes == MENDED) | (changes == SPOILED)
-    if not changed.any():
-        return []
-    padded = np.pad(changed.astype(float), ((0, -height % cell), (0, -width % cell)))
-    rows, columns = (size // cell for size in padded.shape)
-    density = padded.reshape(rows, cell, columns, cell).mean(axis=(1, 3))
-    scores = density - (density**2).sum() / density.sum() / 2
-    boxes: list[Box] = []
-    largest = 0.0
-    while len(boxes) < num_boxes:
-        score, (top, bottom), (left, right) = _find_best_rectangle(scores)
-        largest = max(largest, score)
-        if score <= largest / 10:
-            break
-        scores[top:bottom, left:right] = -1.0  # the lowest that a cell can have
-        first_row, first_column = max(top - 1, 0) * cell, max(left - 1, 0) * cell
-        box_height = min((bottom + 1) * cell, height) - first_row
-        box_width = min((right + 1) * cell, width) - first_column
-        boxes.append((first_row, first_column, box_height, box_width))
-    return boxes
-
-
 def plot_segmentations(
     images: UInt8[np.ndarray, "n h w 3"],
     labels: Integer[np.ndarray, "n h w"],
@@ -206,8 +166,9 @@ def plot_segmentations(
 ) -> Figure:
     """Draws images, truth, predictions and the last refiner's changes (Figure 3).
 
-    A row an image. The last column shows the image in dim grey with mended pixels green
-    and spoiled ones red; white boxes lie round the largest changes in the whole row.
+    One row per image. The last column shows the image in dim grey, corrected pixels in
+    green and degraded ones in red; white boxes mark the largest changes in the whole
+    row.
 
     Args:
       images: RGB.
@@ -243,7 +204,7 @@ def plot_segmentations(
     )
     if len(names) > 1:
         handles += make_patches(
-            ["mended", "spoiled"], np.array([_MENDED_COLOR, _SPOILED_COLOR])
+            ["corrected", "degraded"], np.array([_CORRECTED_COLOR, _DEGRADED_COLOR])
         )
     figure.legend(
         handles=handles,
@@ -280,11 +241,11 @@ def _plot_curve(
 
 
 def _cut_below(axis: Axes, curves: Float[np.ndarray, "s p"]) -> None:
-    """Limits the panel to three times the range between plain network and best."""
-    best, plain, lowest = curves.max(), curves[0, 0], curves.min()
-    shown = max(best - plain, 0.5)
-    if lowest < plain - 2 * shown:
-        axis.set_ylim(plain - 2 * shown, best + 0.5 * shown)
+    """Limits the panel to three times the range from the segmenter to the best."""
+    best, start, lowest = curves.max(), curves[0, 0], curves.min()
+    shown = max(best - start, 0.5)
+    if lowest < start - 2 * shown:
+        axis.set_ylim(start - 2 * shown, best + 0.5 * shown)
         axis.text(
             0.98,
             0.02,
@@ -297,7 +258,6 @@ def _cut_below(axis: Axes, curves: Float[np.ndarray, "s p"]) -> None:
 
 def _finish_panel(
     axis: Axes,
-    title: str,
     unit: str,
     curve: Float[np.ndarray, " p"],
     chosen: int,
@@ -316,7 +276,6 @@ def _finish_panel(
         linestyle="none",
         zorder=5,
     )
-    axis.set_title(title, fontsize=11)
     axis.set_xlabel(f"iterations (dotted: {chosen}, the choice)")
     axis.set_ylabel(unit)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -345,50 +304,28 @@ def _finish_panel(
     )
 
 
-def _find_best_rectangle(
-    scores: Float[np.ndarray, "r c"],
-) -> tuple[float, tuple[int, int], tuple[int, int]]:
-    """The sum, rows and columns (end exclusive) of the rectangle with highest sum."""
-    table = np.pad(scores, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    tops, bottoms = _list_ranges(scores.shape[0])
-    lefts, rights = _list_ranges(scores.shape[1])
-    bands = table[bottoms] - table[tops]
-    sums = bands[:, rights] - bands[:, lefts]
-    band, span = np.unravel_index(sums.argmax(), sums.shape)
-    return (
-        float(sums[band, span]),
-        (int(tops[band]), int(bottoms[band])),
-        (int(lefts[span]), int(rights[span])),
-    )
-
-
-def _list_ranges(size: int) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """Starts and ends of all ranges no longer than half of `size`."""
-    starts, ends = np.triu_indices(size + 1, k=1)
-    short = ends - starts <= max(size // 2, 1)
-    return starts[short], ends[short]
-
-
 def _paint_changes(
     image: UInt8[np.ndarray, "h w 3"], changes: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Mended pixels green, spoiled ones red, the rest of the image in dim grey."""
+    """Corrected pixels green, degraded ones red, the rest of the image in dim grey."""
     painted = dim(image)
-    painted[changes == MENDED] = _MENDED_COLOR
-    painted[changes == SPOILED] = _SPOILED_COLOR
+    painted[changes == CORRECTED] = _CORRECTED_COLOR
+    painted[changes == DEGRADED] = _DEGRADED_COLOR
     return painted
 
 
 def _describe_changes(changes: UInt8[np.ndarray, "h w"]) -> str:
     """Shares of the image."""
-    mended, spoiled = (100 * (changes == kind).mean() for kind in (MENDED, SPOILED))
-    return f"mended {mended:.1f}%, spoiled {spoiled:.1f}% of the pixels"
+    corrected, degraded = (
+        100 * (changes == kind).mean() for kind in (CORRECTED, DEGRADED)
+    )
+    return f"corrected {corrected:.1f}%, degraded {degraded:.1f}% of the pixels"
 
 
 def _show_panel(
     axis: Axes, panel: UInt8[np.ndarray, "h w 3"], boxes: Sequence[Box]
 ) -> None:
-    """Shows a picture with its white boxes, without ticks."""
+    """Shows an image with its white boxes, without ticks."""
     axis.imshow(panel, interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([])

@@ -11,18 +11,15 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from iterinf.errors import UserError
-from iterinf.report.figures import (
-    MENDED,
+from iterinf.report.changes import (
+    CORRECTED,
+    DEGRADED,
     NEUTRAL,
-    SPOILED,
     UNCHANGED,
-    Box,
     compute_changes,
     find_largest_changes,
-    plot_iterations,
-    plot_segmentations,
-    save_figure,
 )
+from iterinf.report.figures import Box, plot_iterations, plot_segmentations, save_figure
 
 STEP_SIZES = (0.02, 0.1, 1.0)
 VALIDATION = np.array(
@@ -58,15 +55,15 @@ def test_changes_by_hand() -> None:
     label = np.array([[0, 0, 0, 0], [1, 2, 3, 255]])
     before = np.array([[0, 1, 0, 1], [2, 2, 0, 0]])
     after = np.array([[0, 0, 1, 2], [2, 1, 1, 1]])
-    expected = [[UNCHANGED, MENDED, SPOILED, NEUTRAL], [UNCHANGED, SPOILED, 0, 0]]
+    expected = [[UNCHANGED, CORRECTED, DEGRADED, NEUTRAL], [UNCHANGED, DEGRADED, 0, 0]]
     np.testing.assert_array_equal(compute_changes(label, before, after, 3), expected)
 
 
 def test_boxes_contain_the_changed_squares_largest_first() -> None:
     rng = np.random.default_rng(0)
     changes = (rng.random((120, 161)) < 0.01).astype(np.uint8)
-    changes[30:61, 100:137] = MENDED
-    changes[88:100, 3:22] = SPOILED
+    changes[30:61, 100:137] = CORRECTED
+    changes[88:100, 3:22] = DEGRADED
     first, second = find_largest_changes(changes, num_boxes=2)
     assert contains(first, 30, 100, 31, 37)
     assert contains(second, 88, 3, 12, 19)
@@ -75,14 +72,14 @@ def test_boxes_contain_the_changed_squares_largest_first() -> None:
 
 def test_thin_change_is_found_among_specks() -> None:
     changes = np.zeros((96, 128), np.uint8)
-    changes[::31, ::31] = SPOILED
-    changes[20:60, 77:79] = MENDED
+    changes[::31, ::31] = DEGRADED
+    changes[20:60, 77:79] = CORRECTED
     assert contains(find_largest_changes(changes, num_boxes=1)[0], 20, 77, 40, 2)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (97, 41)])
 def test_boxes_stay_within_images_of_any_size(shape: tuple[int, int]) -> None:
-    changes = np.full(shape, MENDED, np.uint8)
+    changes = np.full(shape, CORRECTED, np.uint8)
     boxes = find_largest_changes(changes)
     assert boxes
     for top, left, height, width in boxes:
@@ -92,7 +89,7 @@ def test_boxes_stay_within_images_of_any_size(shape: tuple[int, int]) -> None:
         assert left + width <= shape[1]
 
 
-def test_no_box_where_nothing_was_mended_or_spoiled() -> None:
+def test_no_box_where_nothing_was_corrected_or_degraded() -> None:
     assert find_largest_changes(np.zeros((50, 60), np.uint8)) == []
     assert find_largest_changes(np.full((50, 60), NEUTRAL, np.uint8)) == []
 
@@ -185,7 +182,7 @@ def test_segmentations_have_a_row_an_image_and_titled_columns() -> None:
         titles == ["image", "truth", "FCN8", "DAE(y)", "changes by DAE(y)"] + [""] * 5
     )
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == [*CLASSES, "void", "mended", "spoiled"]
+    assert labels == [*CLASSES, "void", "corrected", "degraded"]
 
 
 def test_segmentation_panels_show_the_colors_and_changes() -> None:
@@ -198,7 +195,7 @@ def test_segmentation_panels_show_the_colors_and_changes() -> None:
     assert pictures[4][0, 0].tolist() == [100, 100, 100]
     red, green, blue = pictures[4][35, 15].astype(int)
     assert green > 2 * max(red, blue) - 50
-    assert "mended 5.2%, spoiled 0.0%" in figure.axes[4].get_xlabel()
+    assert "corrected 5.2%, degraded 0.0%" in figure.axes[4].get_xlabel()
 
 
 def test_boxes_are_the_same_in_every_panel_of_a_row() -> None:
