@@ -80,7 +80,7 @@ def plot_iterations(
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
     selected = int(np.argmin(np.abs(np.asarray(step_sizes) - selected_step_size)))
     for i, row in enumerate(rows):
-        shown = axes[i]
+        shown = list(axes[i])
         if i == 0:
             _plot_others(shown, others)
         _plot_row(shown, *row, step_sizes, selected, selected_num_iterations, start)
