@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable
 
 from iterinf.data.camvid import load_camvid
-from iterinf.data.census import check_dataset
 from iterinf.data.dataset import Dataset, Record, Split, describe_dataset
 from iterinf.data.folder import load_folder
 from iterinf.data.streets.scene import load_streets
+from iterinf.data.summary import check_dataset
 from iterinf.errors import UserError
 
 __all__ = [

@@ -14,7 +14,7 @@ from tests.report.test_html import (
     read_image,
 )
 
-MENDED, SPOILED = (90, 230, 120), (210, 30, 40)
+CORRECTED, DEGRADED = (90, 230, 120), (210, 30, 40)
 
 
 def read_pixels(seen):
@@ -64,10 +64,10 @@ def test_paints_what_it_holds_and_follows_slider_keys_and_lists(tmp_path):
         )
     after, before = expected["down"], expected["network"]
     changes, label = read_pixels(seen["changes"]), records[1].label
-    mended = (after == label) & (before != label)
-    spoiled = (after != label) & (before == label) & (label < 3)
-    np.testing.assert_array_equal((changes == MENDED).all(axis=-1), mended)
-    np.testing.assert_array_equal((changes == SPOILED).all(axis=-1), spoiled)
+    corrected = (after == label) & (before != label)
+    degraded = (after != label) & (before == label) & (label < 3)
+    np.testing.assert_array_equal((changes == CORRECTED).all(axis=-1), corrected)
+    np.testing.assert_array_equal((changes == DEGRADED).all(axis=-1), degraded)
     images = map(read_image, read_document(page.read_text())["pictures"])
     for name, image in zip(("first", "image"), images, strict=True):
         difference = read_pixels(seen[name]).astype(int) - image
@@ -75,7 +75,7 @@ def test_paints_what_it_holds_and_follows_slider_keys_and_lists(tmp_path):
     photo = read_pixels(seen["photo"])
     np.testing.assert_array_equal(photo, read_pixels(seen["first"]))
     right = 100 * (expected["start"] == records[0].label)[records[0].label < 3].mean()
-    assert f"{right:.1f}% of the pixels right after 2" in seen["start"]["status"]
+    assert f"{right:.1f}% of pixels correct after 2" in seen["start"]["status"]
     assert seen["slider"]["iteration"] == f"3 of {NUM_ITERATIONS}"
     assert seen["hover"]["pixel"].startswith(
         f"pixel {WIDTH // 2}, {HEIGHT // 2}: truth"

@@ -209,7 +209,7 @@ def test_frames_of_two_sizes_are_named(split, variables, tmp_path):
     """Where check_data, which says so before anything is trained, did not run."""
     records = [split[0], crop_randomly(split[1], np.random.default_rng(0), (32, 32))]
     other = Split(records.__getitem__, ["large", "small"], range(2))
-    with pytest.raises(UserError, match="is 34x54 but .* is 32x32, expected images of"):
+    with pytest.raises(UserError, match="34x54 .* 32x32"):
         add_frames(other, tmp_path, NAMES, SEGMENTER, variables)
     assert not list(tmp_path.iterdir())
 
@@ -290,9 +290,9 @@ def test_killed_and_resumed_it_ends_the_same(finished, tmp_path):
         ({"segmenter.model.padding": "published"}, "no crop begins where the segmen"),
         (
             {"refiner.other.training.jitter": 0.1},
-            "training.inputs .* jitter is above 0",
+            "training.inputs .* jitter",
         ),
-        ({"refiner.other.fine_tuning.jitter": 0.1}, "fine_tuning.inputs .* jitter is"),
+        ({"refiner.other.fine_tuning.jitter": 0.1}, "fine_tuning.inputs .* jitter"),
     ],
 )
 def test_what_frames_do_not_allow_shows_before_anything_is_trained(
