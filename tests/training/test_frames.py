@@ -190,7 +190,7 @@ def test_only_what_is_missing_is_computed(folder, split, variables, tmp_path):
 def test_a_damaged_file_is_named(folder, split, tmp_path):
     path = shutil.copytree(folder, tmp_path / "run") / "pool2.npy"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"pool2.npy cannot be read .*; delete it"):
+    with pytest.raises(UserError, match=r"pool2.npy cannot be read"):
         add_frames(split, tmp_path / "run", NAMES, SEGMENTER, {})
 
 
@@ -200,7 +200,7 @@ def test_features_beyond_float16_are_refused(split, tmp_path):
             return images, {"pool1": 1e5 * images[:, ::2, ::2]}
 
     names = ("probabilities", "pool1")
-    with pytest.raises(UserError, match=f"pool1 of {split.names[0]} is beyond float16"):
+    with pytest.raises(UserError, match=f"pool1 of {split.names[0]} .*float16"):
         add_frames(split, tmp_path, names, Large(), {})
     assert not list(tmp_path.iterdir())
 
