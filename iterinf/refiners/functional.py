@@ -199,9 +199,9 @@ def _check_values(
         values.low > -0.01 and 0.99 < sums.low <= sums.high < 1.01
     ):
         raise UserError(
-            f"probabilities are in [{values.low:.3g}, {values.high:.3g}] and their sums "
-            f"over the last axis in [{sums.low:.3g}, {sums.high:.3g}], expected values "
-            ">= 0 with sums of 1; for logits pass from_logits=True"
+            f"probabilities are in [{values.low:.3g}, {values.high:.3g}] and their "
+            f"sums over the last axis in [{sums.low:.3g}, {sums.high:.3g}], expected "
+            "values >= 0 with sums of 1; for logits pass from_logits=True"
         )
     if dtype != jnp.uint8 and not -0.01 < colors.low <= colors.high < 1.01:
         raise UserError(
