@@ -40,21 +40,22 @@ def load(
     refiner: str | None = None,
     scale: float | None = None,
 ) -> "Predictor":
-    """Reads the networks of a finished workdir, without its data.
+    """Loads the networks of a finished workdir; needs no data.
 
     Args:
-      workdir: of an experiment whose choices are made (`--mode=sweep` or later).
-      refiner: a key of its config's `refiner`; None: the last row of its table.
-      scale: pixels of the networks for one of a picture, along both sides; None: so
-        that every picture gets the area of the training images.
+      workdir: The workdir of an experiment after `--mode=sweep` or a later stage.
+      refiner: A key of its config's `refiner`; None for the last row of its table.
+      scale: The factor by which images are resized for the networks; None resizes them
+        to the area of the training images.
 
     Returns:
-      An object with `predict(image)`, see `iterinf.prediction.predictor.Predictor`.
+      A predictor with a method `predict(image)`, see
+      `iterinf.prediction.predictor.Predictor`.
 
     Raises:
-      UserError: if the workdir holds no such refiner, or no choice for it yet.
+      UserError: If the workdir has no such refiner or no choice for it.
     """
-    from iterinf.prediction.pipeline import read_pipeline  # Orbax takes its time
+    from iterinf.prediction.pipeline import read_pipeline  # Orbax imports slowly
     from iterinf.prediction.predictor import Predictor
 
     return Predictor(read_pipeline(pathlib.Path(workdir), refiner), scale)

@@ -1,7 +1,7 @@
-"""What a config must say, and which part of it a workdir's results bind.
+"""Config validation, and the keys that may change once results exist.
 
-Functions of plain nested dicts: the config as config.json holds it; `list_trained` also
-of the config itself.
+Configs are plain nested dicts here, as in config.json; `list_trained` also takes a
+ConfigDict.
 """
 
 import functools
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from iterinf.errors import UserError
 from iterinf.types import MONITORS
 
-UNBOUND = (  # shape no result; what shapes one takes another workdir
+UNBOUND = (  # affect no result, so they may change in a workdir that has results
     "refiners",
     "progress",
     "checkpoint_seconds",
@@ -35,7 +35,7 @@ UNBOUND = (  # shape no result; what shapes one takes another workdir
 
 
 class _Rule(NamedTuple):
-    """What holds of a value, and how that is said."""
+    """A condition on a value, and its description for the error message."""
 
     holds: Callable[[Any], bool]
     expected: str
@@ -51,17 +51,17 @@ def _is_count(value: Any, *, least: int) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    """Whether this is a list of numbers, at least one."""
+    """Whether this is a nonempty list of numbers."""
     return isinstance(values, list) and bool(values) and all(map(_is_number, values))
 
 
 def _are_positive(values: Any) -> bool:
-    """Whether this is a list of numbers above 0, at least one."""
+    """Whether this is a nonempty list of positive numbers."""
     return _are_numbers(values) and min(values) > 0
 
 
 def _is_size(value: Any) -> bool:
-    """Whether a crop can be of this size; None: the whole image."""
+    """Whether this is a crop size; None means the whole image."""
     if value is None:
         return True
     is_pair = isinstance(value, list) and len(value) == 2
@@ -76,40 +76,44 @@ def _is_one_of(*known: str) -> _Rule:
     return _Rule(lambda value: value in known, f"one of {', '.join(known)}")
 
 
-_COUNT = _Rule(functools.partial(_is_count, least=1), "1 or more")
-_COUNT_OR_ZERO = _Rule(functools.partial(_is_count, least=0), "0 or more")
-_NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and value >= 0, "0 or more")
-_SHARE = _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "0 to 1")
+_COUNT = _Rule(functools.partial(_is_count, least=1), "an integer >= 1")
+_COUNT_OR_ZERO = _Rule(functools.partial(_is_count, least=0), "an integer >= 0")
+_NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and value >= 0, "a number >= 0")
+_SHARE = _Rule(
+    lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"
+)
 _UP_TO_ONE = _Rule(
-    lambda value: _is_number(value) and 0 < value <= 1, "above 0 up to 1"
+    lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"
 )
 _BELOW_ONE = _Rule(
-    lambda value: _is_number(value) and 0 <= value < 1, "0 up to below 1"
+    lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"
 )
-_WIDTH = _Rule(lambda value: _are_positive(_to_list(value)), "above 0")
-# float16, whose gradients underflow without loss scaling, is for inference alone.
+_WIDTH = _Rule(lambda value: _are_positive(_to_list(value)), "a number > 0")
+# float16 is for inference only: without loss scaling its gradients underflow.
 _TRAINING_DTYPES = ("float32", "bfloat16")
 _DTYPES = (*_TRAINING_DTYPES, "float16")
 
 # Last part of a key -> the rule for its value.
 _RULES: dict[str, _Rule] = {
-    "crop_size": _Rule(_is_size, "height and width, or None"),
+    "crop_size": _Rule(_is_size, "(height, width) or None"),
     "dtype": _is_one_of(*_TRAINING_DTYPES),
     "sweep_dtype": _Rule(
         lambda value: value in (None, *_DTYPES),
-        f"None, or one of {', '.join(_DTYPES)}",
+        f"None or one of {', '.join(_DTYPES)}",
     ),
     "sweep_batch_size": _Rule(
-        lambda value: value is None or _is_count(value, least=1), "1 or more, or None"
+        lambda value: value is None or _is_count(value, least=1),
+        "an integer >= 1 or None",
     ),
     "monitor": _is_one_of(*MONITORS),
     "metric": _is_one_of("mean_iou", "boundary_f1"),
     "boundary_tolerance": _Rule(
-        lambda value: _is_number(value) and 0 <= value <= 0.05, "0 to 0.05"
+        lambda value: _is_number(value) and 0 <= value <= 0.05, "a number in [0, 0.05]"
     ),
     "class_weights": _is_one_of("none", "median_frequency"),
     "seed": _Rule(
-        lambda value: _is_count(value, least=0) and value < 2**32, "0 up to 2^32 - 1"
+        lambda value: _is_count(value, least=0) and value < 2**32,
+        "an integer in [0, 2^32)",
     ),
     "batch_size": _COUNT,
     "num_epochs": _COUNT,
@@ -134,15 +138,15 @@ _RULES: dict[str, _Rule] = {
     "ema_decay": _BELOW_ONE,
     "dropout": _BELOW_ONE,
     "feature_dropout": _BELOW_ONE,
-    "step_sizes": _Rule(_are_positive, "numbers above 0"),
+    "step_sizes": _Rule(_are_positive, "a nonempty list of numbers > 0"),
     "damped_step_sizes": _Rule(
-        lambda value: not value or _are_positive(value), "numbers above 0, or none"
+        lambda value: not value or _are_positive(value), "a list of numbers > 0"
     ),
     "spatial_width": _WIDTH,
     "bilateral_width": _WIDTH,
     "color_width": _Rule(
         lambda value: _are_numbers(_to_list(value)) and min(_to_list(value)) >= 1,
-        "1 or more, of 255 levels",
+        "a number >= 1 (of 255 levels)",
     ),
     "flip_probability": _SHARE,
     "unpool_fill": _SHARE,
@@ -150,24 +154,27 @@ _RULES: dict[str, _Rule] = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Checks the values that no constructor checks.
+    """Checks the config values that no constructor checks.
 
     Raises:
-      UserError: the first key that cannot be, and what it must be.
+      UserError: If a value is invalid; names the first such key.
     """
     for key, value in flatten(settings).items():
         if key.endswith("fine_tuning.num_epochs") and value == 0:
             continue  # no such phase
         if ".selection.parameters." in key and not _are_numbers(value):
-            raise UserError(f"config.{key} is {value!r}, expected a list of numbers")
+            raise UserError(
+                f"config.{key} is {value!r}, expected a nonempty list of numbers"
+            )
         rule = _RULES.get(key.rpartition(".")[-1])
         if rule and not rule.holds(value):
             raise UserError(f"config.{key} is {value!r}, expected {rule.expected}")
     name, keys = settings["segmenter"]["name"], settings["segmenter"].keys()
     if (name == "precomputed") != ("outputs" in keys):
         raise UserError(
-            f"config.segmenter.name is {name!r}, but this config has the keys "
-            f"{', '.join(keys)}; configs/precomputed.py has those of 'precomputed'"
+            f"config.segmenter.name is {name!r}, which does not match the keys of "
+            f"config.segmenter ({', '.join(keys)}); see configs/precomputed.py for "
+            "'precomputed'"
         )
     sizes = settings["evaluation"]
     if depends_on_batches(flatten(settings)) and (
@@ -175,38 +182,38 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     ):
         raise UserError(
             f"config.evaluation.sweep_batch_size is {sizes['sweep_batch_size']}, "
-            f"expected batch_size, {sizes['batch_size']}: the segmenter normalises by "
-            "the statistics of a batch ('batch'), so that with another size the table "
-            "would compare two networks"
+            f"expected {sizes['batch_size']} (evaluation.batch_size): with "
+            "segmenter.model.statistics 'batch' the segmenter's output depends on the "
+            "batch size"
         )
     _check_refiners(settings)
 
 
 def list_trained(settings: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """The networks that have a `training`, and hence parameters, by their key."""
+    """Returns the trainable networks (those with a `training`) by config key."""
     refiners = {f"refiner.{n}": settings["refiner"][n] for n in settings["refiners"]}
     networks = {"segmenter": settings["segmenter"]} | refiners
     return {key: network for key, network in networks.items() if "training" in network}
 
 
 def find_followed(refiner: Mapping[str, Any] | ConfigDict) -> str:
-    """The key of the refiner from whose result this one starts; "": from y."""
+    """Returns the name of the refiner that this one follows, or ""."""
     return refiner["follows"] if "follows" in refiner else ""
 
 
 def check_crops(
     settings: Mapping[str, Any], sizes: set[tuple[int, int]], stride: int
 ) -> None:
-    """Checks that crops lie inside every training image; whole ones must be of a size.
+    """Checks that crops fit into the training images, and whole images share a size.
 
     Args:
-      settings: the config.
-      sizes: (height, width) of the training images.
-      stride: pixels that a crop's height and width must be multiples of, so that
-        features of a network that ran elsewhere can be cropped alike.
+      settings: The config.
+      sizes: The (height, width) pairs of the training images.
+      stride: The divisor of crop heights and widths, in pixels, that lets precomputed
+        features be cropped with the image.
 
     Raises:
-      UserError: the first key whose crops do not.
+      UserError: If crops do not fit; names the first such key.
     """
     height, width = (min(size) for size in zip(*sizes, strict=True))
     for name, network in list_trained(settings).items():
@@ -216,33 +223,37 @@ def check_crops(
                 continue
             if crop is None and len(sizes) > 1:
                 raise UserError(
-                    f"{key} is None, but the training images are of {len(sizes)} sizes"
+                    f"{key} is None (whole images), but the training images have "
+                    f"{len(sizes)} different sizes"
                 )
             if reads_frames(network[phase]) and len(sizes) > 1:
                 raise UserError(
                     f"config.{name}.{phase}.inputs is 'frames', but the training "
-                    f"images are of {len(sizes)} sizes"
+                    f"images have {len(sizes)} different sizes"
                 )
             if crop and (crop[0] > height or crop[1] > width):
                 raise UserError(
-                    f"{key} is {crop[0]}x{crop[1]}, but there are training images of "
-                    f"{height}x{width}"
+                    f"{key} is {crop[0]}x{crop[1]}, which is larger than the smallest "
+                    f"training image ({height}x{width})"
                 )
             if any(length % stride for length in crop or (height, width)):
                 raise UserError(
                     f"{key} is {crop or (height, width)}, expected multiples of "
-                    f"{stride}, the stride of the coarsest features"
+                    f"{stride} (the stride of the coarsest features)"
                 )
 
 
 def _check_refiners(settings: Mapping[str, Any]) -> None:
     names, known = settings["refiners"], settings["refiner"]
     if not names:
-        raise UserError("config.refiners is empty; name at least one")
+        raise UserError("config.refiners is empty, expected at least one refiner")
     for name in names:
         if name not in known:
             listed = ", ".join(sorted(known))
-            raise UserError(f"config.refiners: unknown {name!r}; known: {listed}")
+            raise UserError(
+                f"config.refiners has an unknown refiner {name!r}, expected names "
+                f"among {listed}"
+            )
     for name in names:
         _check_end_to_end(name, known[name], settings["segmenter"])
         _check_objective(name, known[name])
@@ -252,87 +263,90 @@ def _check_refiners(settings: Mapping[str, Any]) -> None:
     for entries, what in ((names, "name"), (titles, "title")):
         for entry in entries:
             if list(entries).count(entry) > 1:
-                raise UserError(f"config.refiners: two have the {what} {entry!r}")
+                raise UserError(f"config.refiners has duplicate {what} {entry!r}")
 
 
 def _check_followed(
     name: str, names: Sequence[str], known: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """A refiner of the table can be followed, unless it follows one itself."""
+    """Checks that the followed refiner is in the table and follows none itself."""
     followed = find_followed(known[name])
     if not followed:
         return
     found = f"config.refiner.{name}.follows is {followed!r}"
     if "training" in known[name]:
-        raise UserError(f"{found}, but this refiner is trained: on the segmenter's y")
+        raise UserError(f"{found}, but a trained refiner cannot follow another one")
     others = [other for other in names if not find_followed(known[other])]
     if followed not in others:
         listed = ", ".join(others) or "none"
         raise UserError(
-            f"{found}, expected one of config.refiners that follows none: {listed}"
+            f"{found}, expected a refiner in config.refiners that follows none itself: "
+            f"{listed}"
         )
 
 
 def _check_objective(name: str, refiner: Mapping[str, Any]) -> None:
-    """Something must be minimised."""
+    """Checks that the training loss is not identically 0."""
     if "training" not in refiner:
         return
     objective = refiner["objective"]
     if not objective["squared_error"] + objective["cross_entropy"]:
         raise UserError(
-            f"config.refiner.{name}.objective has squared_error and cross_entropy of "
-            "0, expected one above it"
+            f"config.refiner.{name}.objective: squared_error and cross_entropy are "
+            "both 0, expected at least one > 0"
         )
 
 
 def _check_end_to_end(
     name: str, refiner: Mapping[str, Any], segmenter: Mapping[str, Any]
 ) -> None:
-    """Only a segmenter that is trained here can be trained with a refiner."""
+    """Checks that end-to-end training has a trainable segmenter."""
     if "training" not in refiner:
         return
     if refiner["end_to_end"] and "training" not in segmenter:
         raise UserError(
             f"config.refiner.{name}.end_to_end is True, but the segmenter is not "
-            "trained here"
+            "trainable (config.segmenter has no training)"
         )
     weight = refiner["objective"]["proposal_cross_entropy"]
     if weight and not refiner["end_to_end"]:
         raise UserError(
             f"config.refiner.{name}.objective.proposal_cross_entropy is {weight!r}, "
-            "but y is frozen; expected 0 unless end_to_end"
+            "expected 0 unless end_to_end is True"
         )
 
 
 def reads_frames(training: Mapping[str, Any] | ConfigDict) -> bool:
-    """Whether a phase of training takes y and h from whole frames."""
+    """Whether a training phase reads precomputed y and h of whole frames."""
     return "inputs" in training and training["inputs"] == "frames"
 
 
 def _check_inputs(
     name: str, refiner: Mapping[str, Any], segmenter: Mapping[str, Any]
 ) -> None:
-    """What is computed once of a frame must be what is wanted of it every time."""
+    """Checks that precomputed inputs stay valid throughout training."""
     for phase in ("training", "fine_tuning") if "training" in refiner else ():
         training, key = refiner[phase], f"config.refiner.{name}.{phase}.inputs"
         inputs = training.get("inputs", "crops")
         if inputs not in ("crops", "frames"):
-            raise UserError(f"{key} is {inputs!r}, expected one of crops, frames")
+            raise UserError(f"{key} is {inputs!r}, expected 'crops' or 'frames'")
         obstacles = {
-            "jitter is above 0": training["jitter"],
+            "jitter is > 0": training["jitter"],
             "end_to_end is True": refiner["end_to_end"],
             "the segmenter is 'precomputed'": segmenter["name"] == "precomputed",
-            "the segmenter normalises by the statistics of a batch": (
+            "segmenter.model.statistics is 'batch'": (
                 segmenter["model"].get("statistics") == "batch"
             ),
         }
         for obstacle, stands in obstacles.items():
             if stands and reads_frames(training):
-                raise UserError(f"{key} is 'frames', but {obstacle}; expected 'crops'")
+                raise UserError(
+                    f"{key} is 'frames', expected 'crops' because {obstacle}"
+                )
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by their dotted path."""
+    """Returns the leaves of nested dicts by dotted path."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     flat: dict[str, Any] = {}
@@ -342,5 +356,5 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def depends_on_batches(settings: Mapping[str, Any]) -> bool:
-    """Whether an image's labels depend on those beside it; settings are flat."""
+    """Whether an image's labels depend on the rest of its batch; settings are flat."""
     return settings.get("segmenter.model.statistics") == "batch"

@@ -1,8 +1,8 @@
-"""Errors that a user can cause and mend."""
+"""Errors that a user can cause and fix."""
 
 
 class UserError(ValueError):
-    """One sentence that names the file, key or value, and what was expected.
+    """A one-line error that names the file, key or value, and the expected value.
 
-    `iterinf.main` prints it without a traceback and exits with status 1.
+    `iterinf.main` prints it without a traceback and exits with code 1.
     """

@@ -21,34 +21,35 @@ def refine_step(
 
     y' = clip(y + step_size * (r(y) - y), 0, 1)                 (paper, Eq. 6)
 
-    What the direction r(y) - y is depends on r:
+    The meaning of the direction r(y) - y depends on r:
 
       DAE(y_true): trained from the truth with Gaussian noise of a small sigma, it
         estimates sigma^2 times the score of the noisy truth (Eq. 1).
       DAE(y): trained from the segmenter's y, it estimates E[truth | y, h] - y, a
         correction of this segmenter's errors, which is the score of no density.
-      dense CRF, CRF-RNN, context module: r is a mean-field update or a convolution; it
-        has no score.
+      dense CRF, CRF-RNN, context module: r is a mean-field update or a convolution,
+        which is not related to a score.
 
-    For step sizes up to 1 the step mixes two distributions, so that y stays one and the
-    clip does nothing.
+    For step sizes up to 1 the step is a convex combination of two distributions, so
+    that y remains a distribution and the clip has no effect.
 
     Args:
-      reconstruct: r, maps y to the same shape; parameters and condition closed over.
-      y: class probabilities, k last.
-      step_size: dimensionless; 0 returns y, 1 returns r(y).
+      reconstruct: The function r, which maps y to the same shape; parameters and
+        condition are closed over.
+      y: The class probabilities, k last.
+      step_size: The step size; 0 returns y, 1 returns r(y).
 
     Returns:
       The next y, in [0, 1].
 
     Raises:
-      ValueError: if r changes the shape of y (while tracing).
+      ValueError: If r changes the shape of y (while tracing).
     """
     reconstruction = reconstruct(y)
     if reconstruction.shape != y.shape:
         raise ValueError(
-            f"reconstruct maps shape {y.shape} to {reconstruction.shape}; "
-            "the loop needs the same shape"
+            f"reconstruct maps shape {y.shape} to {reconstruction.shape}, "
+            "expected the same shape"
         )
     step_size = jnp.asarray(step_size, y.dtype)
     return jnp.clip(y + step_size * (reconstruction - y), 0.0, 1.0)
@@ -66,13 +67,13 @@ def refine(
     """Iterates `step` from y.
 
     Args:
-      reconstruct: r, maps y to the same shape; parameters and condition closed over.
-      y: where to start: the segmenter's class probabilities, or what `step` keeps
-        beside them.
-      step_size: of every step.
-      num_iterations: number of steps; 0 returns y.
-      observe: what to keep of each y, e.g. a confusion matrix; nothing by default.
-      step: the update rule; variants wrap `refine_step`.
+      reconstruct: The function r, which maps y to the same shape; parameters and
+        condition are closed over.
+      y: The initial class probabilities, or the initial state of `step`.
+      step_size: The step size of every step.
+      num_iterations: The number of steps; 0 returns y.
+      observe: A function of each y whose values are returned, e.g. a confusion matrix.
+      step: The update rule; variants wrap `refine_step`.
 
     Returns:
       The last y, and the observations after each step, stacked on a leading axis t.
@@ -94,20 +95,20 @@ def sweep(
     observe: Callable[[Any], PyTree],
     step: Step = refine_step,
 ) -> PyTree[Shaped[Array, "s t ..."]]:
-    """Refines from one y with every step size at once.
+    """Refines one y with every step size at once.
 
-    The first reconstruction, of one y for all step sizes, is computed once.
+    The first reconstruction, which does not depend on the step size, is computed once.
 
     Args:
-      reconstruct: any pure function of y that keeps its shape.
-      y: where every run starts.
-      step_sizes: s of them; a batch axis of one computation (`jax.vmap`).
-      num_iterations: t.
-      observe: what to keep of each y.
-      step: see `refine`.
+      reconstruct: A pure function of y that keeps its shape.
+      y: The initial class probabilities, or the initial state of `step`.
+      step_sizes: The s step sizes, a batch axis of one computation (`jax.vmap`).
+      num_iterations: The number t of steps.
+      observe: A function of each y whose values are returned.
+      step: The update rule, see `refine`.
 
     Returns:
-      Observations stacked [s, t, ...]: entry t is observe(y after t + 1 updates).
+      The observations [s, t, ...]; index t holds observe(y after t + 1 updates).
     """
 
     def run(step_size):
@@ -129,14 +130,14 @@ def sweep(
 
 
 class Stopping(NamedTuple):
-    """Segmentations, some of which may have stopped."""
+    """The state of `stopping_step`: segmentations, some of which may have stopped."""
 
     y: Float[Array, "b h w k"]
     moving: Bool[Array, " b"] | None  # None: none ever stops
 
 
 def start_stopping(y: Float[Array, "b h w k"], tolerance: float) -> Stopping:
-    """All images move, for good if the tolerance is 0."""
+    """Creates the initial state; with a tolerance of 0 no image ever stops."""
     return Stopping(y, jnp.ones(y.shape[:1], bool) if tolerance else None)
 
 
@@ -154,13 +155,13 @@ def stopping_step(
         mean over pixels of ||y - r(y)||_2  <  tolerance.
 
     Args:
-      reconstruct: r, see `refine_step`.
-      state: from `start_stopping`, or from this function.
-      step_size: of Eq. 6.
-      tolerance: .001 in the code released in 2017.
+      reconstruct: The function r, see `refine_step`.
+      state: The result of `start_stopping` or of this function.
+      step_size: The step size of Eq. 6.
+      tolerance: The stopping tolerance; .001 in the code released in 2017.
 
     Returns:
-      The state after the step; images that stop in it have made it.
+      The next state; images that stop are moved by this step, but by no later one.
     """
     if state.moving is None:
         return state._replace(y=refine_step(reconstruct, state.y, step_size))
@@ -169,5 +170,5 @@ def stopping_step(
     distance = jnp.linalg.norm(state.y - reconstruction, axis=-1).mean(axis=(1, 2))
     return Stopping(
         jnp.where(state.moving[:, None, None, None], moved, state.y),
-        state.moving & ~(distance < tolerance),  # nan goes on, to be seen
+        state.moving & ~(distance < tolerance),  # nan does not stop, so it is detected
     )

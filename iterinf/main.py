@@ -1,9 +1,9 @@
-"""iterinf: train, refine, choose, evaluate, show.
+"""iterinf: image segmentation by iterative inference.
 
 python -m iterinf.main --config=configs/quickstart.py --workdir=runs/quickstart
 
---config.key=value changes a key of the config; configs/base.py lists them all.
---mode=predict and --mode=export need no --config: the workdir holds it.
+--config.key=value overrides a config key; configs/base.py lists all keys.
+--mode=predict and --mode=export read the config of the workdir, not --config.
 """
 
 import ast
@@ -24,13 +24,13 @@ from iterinf.runtime.signals import stop_on_signals
 from iterinf.runtime.xla import convolve_on_all_cores, keep_compiled_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/; --config.key=value overrides a key."
+    "config", None, "Config file; --config.key=value overrides a key."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Holds the whole experiment; an interrupted one goes on from it."
+    "workdir", None, "Output folder; an interrupted experiment resumes from it."
 )
-_MODE = flags.DEFINE_enum("mode", "run", MODES, "All stages, or up to one of them.")
-_BASE = pathlib.Path(__file__).parent.parent / "configs" / "base.py"  # knows all keys
+_MODE = flags.DEFINE_enum("mode", "run", MODES, "Stage to run; 'run' runs all stages.")
+_BASE = pathlib.Path(__file__).parent.parent / "configs" / "base.py"  # has all keys
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -42,16 +42,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
         argv = [argv[0], f"--config={_BASE}", *argv[1:]]
     try:
         sys.path.append(str(pathlib.Path(__file__).parent.parent))  # holds configs/
-        with contextlib.redirect_stderr(io.StringIO()):  # a traceback of config_flags
+        with contextlib.redirect_stderr(io.StringIO()):  # config_flags' traceback
             rest = flags.FLAGS(argv)
         _ = _CONFIG.value.seed
         return rest
     except (AttributeError, KeyError) as error:
         reason = str(error.args[0])
         with contextlib.suppress(ValueError, SyntaxError):
-            reason = str(ast.literal_eval(reason))  # of a key at the top: quoted twice
+            reason = str(ast.literal_eval(reason))  # top-level keys are quoted twice
         reason = reason.replace("\n", "; ")
-        sys.exit(f"iterinf: no such config key: {reason}")
+        sys.exit(f"iterinf: unknown config key: {reason}")
     except (OSError, SyntaxError, NameError) as error:
         reason = str(error).splitlines()[-1].strip()
         sys.exit(f"iterinf: cannot load the config file: {reason}")
@@ -62,8 +62,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"iterinf: unexpected argument {argv[1]!r}; options start with --")
-    logging.set_verbosity(logging.FATAL)  # Orbax and XLA; we raise what matters
-    sys.unraisablehook = lambda _: None  # Orbax's threads, once a write has failed
+    logging.set_verbosity(logging.FATAL)  # Orbax and XLA; real failures are raised
+    sys.unraisablehook = lambda _: None  # Orbax's threads after a failed write
     stop_on_signals()
     convolve_on_all_cores()
     workdir = pathlib.Path(str(_WORKDIR.value))
@@ -78,15 +78,15 @@ def _run(argv: list[str]) -> None:
 
 
 def _check_overrides(mode: str) -> None:
-    """Refuses keys that a mode would ignore: it reads a finished workdir's config."""
+    """Rejects overrides of keys that the mode reads from the workdir."""
     if mode not in ("predict", "export"):
         return
     read = (mode, "progress", "processes")
     for key in config_flags.get_override_values(flags.FLAGS["config"]):
         if key.split(".")[0] not in read:
             raise UserError(
-                f"--mode={mode} reads config.{', config.'.join(read)}; config.{key} is "
-                "that of the workdir, and cannot be changed"
+                f"config.{key} cannot be changed with --mode={mode}, which reads it "
+                f"from the workdir; only config.{', config.'.join(read)} can"
             )
 
 

@@ -1,4 +1,4 @@
-"""The records that travel between modules. Axes: b h w c, k classes."""
+"""Types shared between modules. Axes: b h w c, k classes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-Size = tuple[Any, Any]  # height, width: int, or symbolic where a function is exported
-MONITORS = ("validation/loss", "validation/mean_iou")  # what validation measures
+Size = tuple[Any, Any]  # height, width: int, or symbolic during export
+MONITORS = ("validation/loss", "validation/mean_iou")  # validation metrics
 
 
 class Batch(NamedTuple):
@@ -15,12 +15,12 @@ class Batch(NamedTuple):
 
     image: Float[Array, "b h w 3"]  # RGB in [0, 1]
     label: Int[Array, "b h w"]  # 0..k-1; k and above: void, never counted
-    # Of a network that ran elsewhere, by name; the default cannot be changed.
+    # Precomputed outputs of another network, by name.
     outputs: Mapping[str, Float[Array, "b _ _ _"]] = FrozenDict()
 
 
 class Candidate(NamedTuple):
-    """What a segmenter proposes for a batch: the input of every refiner (Eq. 3)."""
+    """The initial prediction for a batch: the input of every refiner (Eq. 3)."""
 
     y: Float[Array, "b h w k"]  # class probabilities, sum to one over k
     features: dict[str, Float[Array, "b _ _ _"]]  # h by name: input, pool1..pool5
@@ -29,14 +29,14 @@ class Candidate(NamedTuple):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """A hashable function images -> (logits, features): a Flax module, or a `Chain`."""
+    """A hashable network images -> (logits, features): a Flax module or a `Chain`."""
 
     def apply(self, variables: Any, images: Any, **outputs: Any) -> Any:
         """Returns logits [b h w k] and features by name."""
 
 
 class Refinement(NamedTuple):
-    """The end of the loop of Eq. 6."""
+    """The result of the loop of Eq. 6."""
 
     y: PyTree[Shaped[Array, "..."]]  # [b h w k], or the state after the last step
     observations: PyTree[Shaped[Array, "t ..."]]  # observe(y) after each update

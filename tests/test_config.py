@@ -26,50 +26,50 @@ def test_flatten():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "expected"),
+    ("key", "value"),
     [
-        ("segmenter.training.batch_size", 0, "1 or more"),
-        ("refiner.dae_y.training.num_epochs", 0, "1 or more"),
-        ("refiner.dae_y.training.patience", 0, "1 or more"),
-        ("refiner.dae_y.selection.num_iterations", 0, "1 or more"),
-        ("refiner.dae_y.selection.step_sizes", (), "numbers above 0"),
-        ("refiner.dae_y.selection.damped_step_sizes", (0.0, 1.0), "numbers above 0"),
-        ("refiner.crf_rnn.model.color_width", 0.0, "1 or more"),
-        ("refiner.dense_crf.selection.parameters.color_width", (0.5,), "1 or more, of"),
-        ("refiner.dense_crf.selection.parameters.spatial_width", (0.0,), "above 0"),
-        ("refiner.dense_crf.selection.parameters.spatial_weight", (), "a list of numb"),
-        ("refiner.dense_crf.selection.parameters.color_width", ("a",), "a list of"),
-        ("evaluation.batch_size", -1, "1 or more"),
-        ("evaluation.num_resamples", 0, "1 or more"),
-        ("segmenter.training.monitor", "validation/miou", ".*, validation/mean_iou"),
-        ("refiner.dae_y.training.crop_size", (48,), "height and width, or None"),
-        ("refiner.dae_y.training.crop_size", (32.0, 9.0), "height and width, or None"),
-        ("refiner.dae_y.selection.step_sizes", ("a",), "numbers above 0"),
-        ("segmenter.training.ema_decay", 1.0, "0 up to below 1"),
-        ("refiner.dae_y.training.flip_probability", 2.0, "0 to 1"),
-        ("refiner.dae_y.training.crop_size", (0, 9), "height and width, or None"),
-        ("segmenter.training.crop_size", (9, 9, 9), "height and width, or None"),
-        ("segmenter.training.optimizer.learning_rate", -1.0, "0 or more"),
-        ("segmenter.training.optimizer.learning_rate", float("inf"), "0 or more"),
-        ("segmenter.training.optimizer.decay_per_epoch", -0.9, "above 0"),
-        ("segmenter.training.optimizer.decay_per_epoch", 0.0, "above 0"),
-        ("segmenter.training.optimizer.decay_per_epoch", 1.1, "above 0 up to 1"),
-        ("refiner.dae_y.objective.recycle_step_size", 2.0, "above 0 up to 1"),
-        ("refiner.dae_y.objective.num_recycles", -1, "0 or more"),
-        ("refiner.dae_y.selection.metric", "nll", "one of mean_iou, boundary_f1"),
-        ("evaluation.boundary_tolerance", 0.75, "0 to 0.05"),
-        ("refiner.dae_y.objective.cross_entropy", -1.0, "0 or more"),
-        ("refiner.dae_y.objective.sigma", float("nan"), "0 or more"),
-        ("seed", -1, "0 up to"),
-        ("seed", 2**32, "0 up to"),
-        ("dtype", "float23", "one of float32, bfloat16"),
-        ("dtype", "float16", "one of float32, bfloat16"),
-        ("evaluation.sweep_dtype", "float23", "None, or one of float32, bfloat16"),
-        ("evaluation.sweep_batch_size", 0, "1 or more, or None"),
+        ("segmenter.training.batch_size", 0),
+        ("refiner.dae_y.training.num_epochs", 0),
+        ("refiner.dae_y.training.patience", 0),
+        ("refiner.dae_y.selection.num_iterations", 0),
+        ("refiner.dae_y.selection.step_sizes", ()),
+        ("refiner.dae_y.selection.damped_step_sizes", (0.0, 1.0)),
+        ("refiner.crf_rnn.model.color_width", 0.0),
+        ("refiner.dense_crf.selection.parameters.color_width", (0.5,)),
+        ("refiner.dense_crf.selection.parameters.spatial_width", (0.0,)),
+        ("refiner.dense_crf.selection.parameters.spatial_weight", ()),
+        ("refiner.dense_crf.selection.parameters.color_width", ("a",)),
+        ("evaluation.batch_size", -1),
+        ("evaluation.num_resamples", 0),
+        ("segmenter.training.monitor", "validation/miou"),
+        ("refiner.dae_y.training.crop_size", (48,)),
+        ("refiner.dae_y.training.crop_size", (32.0, 9.0)),
+        ("refiner.dae_y.selection.step_sizes", ("a",)),
+        ("segmenter.training.ema_decay", 1.0),
+        ("refiner.dae_y.training.flip_probability", 2.0),
+        ("refiner.dae_y.training.crop_size", (0, 9)),
+        ("segmenter.training.crop_size", (9, 9, 9)),
+        ("segmenter.training.optimizer.learning_rate", -1.0),
+        ("segmenter.training.optimizer.learning_rate", float("inf")),
+        ("segmenter.training.optimizer.decay_per_epoch", -0.9),
+        ("segmenter.training.optimizer.decay_per_epoch", 0.0),
+        ("segmenter.training.optimizer.decay_per_epoch", 1.1),
+        ("refiner.dae_y.objective.recycle_step_size", 2.0),
+        ("refiner.dae_y.objective.num_recycles", -1),
+        ("refiner.dae_y.selection.metric", "nll"),
+        ("evaluation.boundary_tolerance", 0.75),
+        ("refiner.dae_y.objective.cross_entropy", -1.0),
+        ("refiner.dae_y.objective.sigma", float("nan")),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("dtype", "float23"),
+        ("dtype", "float16"),
+        ("evaluation.sweep_dtype", "float23"),
+        ("evaluation.sweep_batch_size", 0),
     ],
 )
-def test_values_that_cannot_be_are_named(key, value, expected):
-    with pytest.raises(UserError, match=f"^config.{key} is .*, expected {expected}"):
+def test_values_that_cannot_be_are_named(key, value):
+    with pytest.raises(UserError, match=f"^config.{key} is "):
         check_settings(make_settings(**{key.replace(".", "__"): value}))
 
 
@@ -77,7 +77,7 @@ def test_values_that_cannot_be_are_named(key, value, expected):
 def test_values_of_another_type_are_named(value):
     settings = make_settings()
     settings["seed"] = value
-    with pytest.raises(UserError, match="config.seed is .*, expected 0 up to"):
+    with pytest.raises(UserError, match="config.seed is "):
         check_settings(settings)
 
 
@@ -89,7 +89,9 @@ def test_something_must_be_minimised():
     changes = {"refiner__dae_y__objective__squared_error": 0.0}
     check_settings(make_settings(**changes))
     changes |= {"refiner__dae_y__objective__cross_entropy": 0.0}
-    with pytest.raises(UserError, match="dae_y.objective has squared_error and cross"):
+    with pytest.raises(
+        UserError, match="dae_y.objective.*squared_error and cross_entropy"
+    ):
         check_settings(make_settings(**changes))
 
 
@@ -98,8 +100,7 @@ def test_crops_lie_inside_every_image():
     check_crops(settings, {(32, 49), (40, 60)}, 1)
     with pytest.raises(
         UserError,
-        match="config.refiner.dae_y.training.crop_size is 32x49, but there are "
-        "training images of 32x48",
+        match="config.refiner.dae_y.training.crop_size is 32x49.*32x48",
     ):
         check_crops(settings, {(32, 50), (33, 48)}, 1)
     settings["refiners"] = ["dae_ytrue"]
@@ -108,10 +109,12 @@ def test_crops_lie_inside_every_image():
 
 def test_a_segmenter_has_the_keys_of_its_kind():
     settings = make_settings(segmenter__name="precomputed")
-    with pytest.raises(UserError, match="'precomputed', but .* configs/precomputed.py"):
+    with pytest.raises(
+        UserError, match="name is 'precomputed'.*configs/precomputed.py"
+    ):
         check_settings(settings)
     settings["segmenter"] = {"name": "fcn8", "title": "", "model": {}, "outputs": "."}
-    with pytest.raises(UserError, match="'fcn8', but .* name, title, model, outputs"):
+    with pytest.raises(UserError, match="name is 'fcn8'.*name, title, model, outputs"):
         check_settings(settings)
     settings["segmenter"]["name"] = "precomputed"
     check_settings(settings)
@@ -123,7 +126,7 @@ def test_statistics_of_batches_need_batches_of_one_size(size):
     config = released_2017_fc_densenet103.get_config()
     check_settings(json.loads(config.to_json()))
     config.evaluation.sweep_batch_size = size
-    with pytest.raises(UserError, match=f"sweep_batch_size is {size}, expected batch"):
+    with pytest.raises(UserError, match=f"sweep_batch_size is {size}, expected"):
         check_settings(json.loads(config.to_json()))
 
 
@@ -140,7 +143,7 @@ def test_crops_are_multiples_of_the_stride():
 def test_whole_images_must_be_of_one_size():
     settings = make_settings(segmenter__fine_tuning__num_epochs=1)
     check_crops(settings, {(40, 60)}, 1)
-    with pytest.raises(UserError, match="segmenter.fine_tuning.crop_size is None, but"):
+    with pytest.raises(UserError, match="segmenter.fine_tuning.crop_size is None"):
         check_crops(settings, {(40, 60), (60, 40)}, 1)
     settings["segmenter"]["fine_tuning"]["num_epochs"] = 0
     check_crops(settings, {(40, 60), (60, 40)}, 1)
@@ -150,12 +153,12 @@ def test_whole_images_must_be_of_one_size():
     ("changes", "message"),
     [
         ({"refiners": ()}, "config.refiners is empty"),
-        ({"refiners": ("dea_y",)}, "unknown 'dea_y'; known: .*dae_y, dae_ytrue"),
-        ({"refiners": ("dae_y", "dae_y")}, "two have the name 'dae_y'"),
-        ({"refiner__dae_y__title": "DAE(y_true)"}, "the title 'DAE\\(y_true\\)'"),
+        ({"refiners": ("dea_y",)}, "'dea_y'.*dae_y, dae_ytrue"),
+        ({"refiners": ("dae_y", "dae_y")}, "name 'dae_y'"),
+        ({"refiner__dae_y__title": "DAE(y_true)"}, "title 'DAE\\(y_true\\)'"),
         (
             {"refiner__dae_y__objective__proposal_cross_entropy": 1.0},
-            "proposal_cross_entropy is 1.0, but y is frozen",
+            "proposal_cross_entropy is 1.0",
         ),
     ],
 )
@@ -174,7 +177,7 @@ def test_a_refiner_follows_one_of_the_table_that_follows_none(followed):
     config.refiners = ("second", "dae_y", "first")
     check_settings(json.loads(config.to_json()))
     config.refiner.second.follows = followed
-    message = f"second.follows is '{followed}', expected one of .* follows none: dae_y$"
+    message = f"second.follows is '{followed}'.*: dae_y$"
     with pytest.raises(UserError, match=message):
         check_settings(json.loads(config.to_json()))
 
@@ -182,7 +185,7 @@ def test_a_refiner_follows_one_of_the_table_that_follows_none(followed):
 def test_a_refiner_that_is_trained_follows_none():
     settings = make_settings()
     settings["refiner"]["dae_y"]["follows"] = "dae_ytrue"
-    with pytest.raises(UserError, match="'dae_ytrue', but this refiner is trained"):
+    with pytest.raises(UserError, match="dae_y.follows is 'dae_ytrue'.* trained"):
         check_settings(settings)
 
 
@@ -240,7 +243,7 @@ def test_what_shaped_a_result_is_bound_and_nothing_else(
 def test_a_network_that_ran_elsewhere_is_not_trained_end_to_end():
     config = precomputed.get_config()
     config.refiner.dae_y.end_to_end = True
-    with pytest.raises(UserError, match="end_to_end is True, but the segmenter is not"):
+    with pytest.raises(UserError, match="dae_y.end_to_end is True"):
         check_settings(json.loads(config.to_json()))
 
 
@@ -252,14 +255,14 @@ FRAMES = {"refiner__dae_y__training__inputs": "frames"}
     [
         (
             {"refiner__dae_y__training__inputs": "images"},
-            "is 'images', expected one of",
+            "is 'images'",
         ),
         (
             {"refiner__dae_y__fine_tuning__inputs": "y"},
-            "is 'y', expected one of crops, ",
+            "is 'y'",
         ),
-        (FRAMES | {"refiner__dae_y__training__jitter": 0.1}, "but jitter is above 0"),
-        (FRAMES | {"refiner__dae_y__end_to_end": True}, "but end_to_end is True"),
+        (FRAMES | {"refiner__dae_y__training__jitter": 0.1}, "jitter"),
+        (FRAMES | {"refiner__dae_y__end_to_end": True}, "end_to_end is True"),
     ],
 )
 def test_what_is_computed_once_must_be_wanted_every_time(changes, message):
@@ -274,23 +277,21 @@ def test_what_is_computed_once_must_be_wanted_every_time(changes, message):
     ("module", "message"),
     [
         (precomputed, "the segmenter is 'precomputed'"),
-        (released_2017_fc_densenet103, "normalises by the statistics of a batch"),
+        (released_2017_fc_densenet103, "statistics is 'batch'"),
     ],
 )
 def test_segmenters_whose_frames_are_not_computed_once(module, message):
     config = module.get_config()
     name = next(n for n in config.refiners if config.refiner[n].name == "dae")
     config.refiner[name].training.inputs = "frames"
-    with pytest.raises(UserError, match=f"inputs is 'frames', but .*{message}"):
+    with pytest.raises(UserError, match=f"inputs is 'frames'.*{message}"):
         check_settings(json.loads(config.to_json()))
 
 
 def test_frames_are_of_one_size():
     settings = make_settings(**FRAMES)
     check_crops(settings, {(32, 48)}, 1)
-    with pytest.raises(
-        UserError, match="dae_y.training.inputs is 'frames', but .* 2 s"
-    ):
+    with pytest.raises(UserError, match="dae_y.training.inputs is 'frames'.* 2 "):
         check_crops(settings, {(32, 48), (40, 60)}, 1)
 
 

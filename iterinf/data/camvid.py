@@ -1,4 +1,4 @@
-"""CamVid as a data set: its frames, from the published folder or a copy of it."""
+"""The CamVid data set, read from the published folder or a copy of it."""
 
 from pathlib import Path
 
@@ -15,20 +15,20 @@ def load_camvid(
     data_dir: str = "",
     holdout_clip: str = "",
 ) -> Dataset:
-    """Opens CamVid; frames are read, and checked, when they are asked for.
+    """Opens CamVid; frames are read and checked lazily.
 
     Args:
-      path: the published folder (train/, trainannot/, train.txt, val/, ...).
-      scale: integer factor by which frames are made smaller.
-      source: "folder" reads the files of `path`; "tfds" copies them once to a
-        tensorflow-datasets folder and reads that. The records are the same.
-      data_dir: where the tensorflow-datasets folder is; "" is that library's default.
-      holdout_clip: a clip of the training split, e.g. "0006R0", that becomes the test
-        split instead of the real one, which is left unopened. So what carries over
-        to an unseen clip can be chosen without a look at the test frames.
+      path: The published folder (train/, trainannot/, train.txt, val/, ...).
+      scale: The integer factor by which frames are downsampled.
+      source: "folder" reads the files in `path`; "tfds" copies them once to a
+        tensorflow-datasets folder and reads the copy. The records are the same.
+      data_dir: The tensorflow-datasets folder; "" is the library's default.
+      holdout_clip: A training clip, e.g. "0006R0", that replaces the test split, which
+        is not opened. Generalisation to an unseen clip can thus be tuned without
+        looking at the test frames.
 
     Raises:
-      UserError: if files are missing, or an option has an unknown value.
+      UserError: If files are missing or an option is invalid.
     """
     if source == "folder":
         open_split = open_folder(Path(path), scale)
@@ -48,7 +48,7 @@ def load_camvid(
 
 
 def _split_off_clip(train: Split, clip: str) -> tuple[Split, Split]:
-    """Parts the training split into the frames of other clips and those of `clip`."""
+    """Splits the training frames into those of other clips and those of `clip`."""
     clips = [find_clip(name) for name in train.names]
     if clip not in clips:
         known = ", ".join(sorted(set(clips)))

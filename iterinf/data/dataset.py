@@ -1,4 +1,4 @@
-"""What every data set is: three splits of images with their label maps."""
+"""Data sets: three splits of images with their label maps."""
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ class Record(NamedTuple):
     image: UInt8[np.ndarray, "h w 3"]  # RGB
     label: UInt8[np.ndarray, "h w"]  # 0..k-1; k: void
     name: str
-    outputs: Mapping[str, Float[np.ndarray, "_ _ _"]] = FrozenDict()  # data/outputs.py
-    mirrored: "Record | None" = None  # left to right, where that has outputs of its own
+    outputs: Mapping[str, Float[np.ndarray, "_ _ _"]] = FrozenDict()  # see external.py
+    mirrored: "Record | None" = None  # left to right, if it has its own outputs
 
 
 class Split:
-    """A random-access sequence of records, decoded when first asked for.
+    """A random-access sequence of records, decoded lazily.
 
-    Safe to read from several threads: two that ask for the same record at once both
-    decode it, and get equal arrays. Cached arrays are read-only.
+    Safe to read from several threads: two that read the same record at once both
+    decode it, with equal results. Cached arrays are read-only.
     """
 
     def __init__(
@@ -39,21 +39,19 @@ class Split:
         scale: int = 1,
         cache: bool = True,
     ) -> None:
-        """Opens nothing yet.
+        """Creates a split without reading any record.
 
         Args:
-          read: gives the record at a position in full size.
-          names: one name a record.
-          blocks: the bootstrap block of each record. Records of one block are resampled
-            together, since neighbouring frames of a clip correlate.
-          scale: integer factor by which records are made smaller (see `shrink_record`).
-          cache: keep each decoded record in memory.
-
-        Raises:
-          UserError: if scale is no whole number above 0.
+          read: A function from a position to the full-size record.
+          names: The names of the records.
+          blocks: The bootstrap blocks of the records. Records of a block are resampled
+            together, since neighbouring frames of a clip are correlated.
+          scale: The integer factor by which records are downsampled (see
+            `shrink_record`).
+          cache: Whether to keep decoded records in memory.
         """
         if not isinstance(scale, int) or isinstance(scale, bool) or scale < 1:
-            raise UserError(f"scale must be a whole number above 0, not {scale!r}")
+            raise UserError(f"scale is {scale!r}, expected an integer >= 1")
         if len(names) != len(blocks):
             raise ValueError(f"{len(names)} names but {len(blocks)} blocks")
         self.names = tuple(names)
@@ -67,7 +65,7 @@ class Split:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Record:
-        """Returns one record; negative positions count from the end."""
+        """Returns a record; negative positions count from the end."""
         index = range(len(self))[index]
         if self._cache is not None and index in self._cache:
             return self._cache[index]
@@ -93,36 +91,29 @@ class Split:
         )
 
     def stack(self, indices: Sequence[int] | None = None) -> Batch:
-        """Stacks the records at `indices` (default: all).
-
-        Returns:
-          NumPy arrays, images and label maps in uint8.
-
-        Raises:
-          UserError: if there is none, or if two differ in size.
-        """
+        """Stacks the records at `indices` (default: all); see `stack_records`."""
         chosen = range(len(self)) if indices is None else indices
         return stack_records([self[index] for index in chosen])
 
 
 class Dataset(NamedTuple):
-    """The three splits of a data set and what its labels mean."""
+    """The three splits of a data set, and its classes."""
 
     name: str
     classes: tuple[str, ...]  # k names
-    colors: UInt8[np.ndarray, "k+1 3"]  # RGB a class; the last is void
+    colors: UInt8[np.ndarray, "k+1 3"]  # RGB per class; the last is void
     train: Split
     validation: Split
     test: Split
 
     @property
     def num_classes(self) -> int:
-        """The number of classes k, void not counted."""
+        """The number of classes k, without void."""
         return len(self.classes)
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The three by name."""
+        """The three splits by name."""
         return {
             "train": self.train,
             "validation": self.validation,
@@ -134,13 +125,13 @@ def stack_records(records: Sequence[Record]) -> Batch:
     """Stacks records of one size.
 
     Returns:
-      NumPy arrays, images and label maps in uint8.
+      A batch of NumPy arrays; images and label maps are uint8.
 
     Raises:
-      UserError: if there is none, or if two differ in size.
+      UserError: If there are no records, or their sizes differ.
     """
     if not records:
-        raise UserError("there is no record to stack, expected at least one")
+        raise UserError("no records to stack, expected at least one")
     for record in records:
         check_size(record, records[0])
     parts: list[Any] = [(r.image, r.label, dict(r.outputs)) for r in records]
@@ -148,20 +139,18 @@ def stack_records(records: Sequence[Record]) -> Batch:
 
 
 def shrink_record(record: Record, scale: int) -> Record:
-    """Makes a record smaller by an integer factor, height and width floored.
+    """Downsamples a record by an integer factor; height and width are floored.
 
-    A pixel of the image is the mean of a scale x scale square, halves rounded up; a
-    pixel of the label map is the one right of and below the middle of that square.
-
-    Raises:
-      UserError: if nothing would be left.
+    An image pixel is the mean of a scale x scale square, with halves rounded up; a
+    label is that of the pixel to the lower right of the square's centre.
     """
     if scale == 1:
         return record
     height, width = (size // scale for size in record.label.shape)
     if not height or not width:
         raise UserError(
-            f"{record.name} is {format_size(record.label)}, too small for scale {scale}"
+            f"{record.name} is {format_size(record.label)}, which is too small for "
+            f"scale {scale}"
         )
     image = record.image[: height * scale, : width * scale].astype(np.uint32)
     squares = image.reshape(height, scale, width, scale, 3)
@@ -178,15 +167,15 @@ def check_size(record: Record, first: Record) -> None:
     if record.label.shape != first.label.shape:
         raise UserError(
             f"{first.name} is {format_size(first.label)} but {record.name} is "
-            f"{format_size(record.label)}, expected images of one size here"
+            f"{format_size(record.label)}, expected equal sizes"
         )
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What tells a data set from another, read from a record a split: JSON values.
+    """Describes a data set as JSON values, from the first record of each split.
 
-    Beside that, what is needed to predict without it: colors, the size of an image, and
-    how many channels the outputs of a network that ran elsewhere have.
+    The description tells data sets apart, and holds what prediction needs: the colours,
+    the image size, and the number of channels of precomputed outputs.
     """
     record = dataset.train[0]
     described: dict[str, Any] = {
@@ -208,5 +197,5 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def format_size(array: np.ndarray) -> str:
-    """Height x width of an array whose first two axes are those."""
+    """Formats the height and width of an array, e.g. 360x480."""
     return f"{array.shape[0]}x{array.shape[1]}"

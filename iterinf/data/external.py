@@ -1,14 +1,14 @@
-"""The outputs of a network that ran elsewhere, read with the images of a data set.
+"""Precomputed outputs of another network, read with the images of a data set.
 
     train/NAME.npy           class probabilities, [h w k], or
-    train/NAME.npz           arrays by name: `probabilities`, [h w k], and, if there are
-                             features, some of pool1..pool5, [h' w' c]
+    train/NAME.npz           arrays by name: `probabilities`, [h w k], and optionally
+                             features among pool1..pool5, [h' w' c]
     validation/...  test/... the same
 
-NAME is that of the image, height h and width w are those the data set gives it, after
-`scale`; the k classes are in the order of its labels. pool l has a cell for every
-2^l x 2^l pixels from the upper left corner on: h' = floor(h / 2^l), w' alike. float16
-halves the space.
+NAME is the name of the image; h and w are its height and width after `scale`. The k
+classes are in the order of the labels. pool l has one cell per 2^l x 2^l pixels from
+the upper left corner: h' = floor(h / 2^l), and w' likewise. Arrays are float16 or
+float32.
 """
 
 from collections.abc import Iterable
@@ -25,25 +25,25 @@ from iterinf.errors import UserError
 from iterinf.runtime.files import read_arrays
 
 STRIDES = {"probabilities": 1} | {f"pool{level}": 2**level for level in range(1, 6)}
-_TOLERANCE = 0.01  # of a sum of probabilities; float16 needs .003
+_TOLERANCE = 0.01  # for sums of probabilities; float16 needs .003
 
 Outputs = dict[str, Float[np.ndarray, "_ _ _"]]
 
 
 def find_stride(outputs: Iterable[str]) -> int:
-    """Pixels an output's cell, in height and in width, of the coarsest; 1 if none."""
+    """Returns the stride of the coarsest output in pixels; 1 if there are none."""
     return max((STRIDES[name] for name in outputs), default=1)
 
 
 def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
-    """Gives every record its outputs, laid out as above; read when it is asked for.
+    """Adds precomputed outputs to every record; files are read lazily.
 
     Args:
-      dataset: whose images the network ran on.
-      folder: of the files.
+      dataset: The data set that the network ran on.
+      folder: The folder of outputs, laid out as above.
 
     Raises:
-      UserError: if a folder or a file is not there; from a split, if a file is broken.
+      UserError: If a file is missing; when a record is read, if its file is invalid.
     """
     channels: dict[str, int] = {}
 
@@ -57,7 +57,9 @@ def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
             check_outputs(str(paths[index]), outputs, size, dataset.num_classes)
             found = {key: array.shape[2] for key, array in outputs.items()}
             if found != (channels or found):
-                raise UserError(f"{paths[index]} has {found}, others have {channels}")
+                raise UserError(
+                    f"{paths[index]} has channels {found}, but others have {channels}"
+                )
             channels.update(found)
             return record._replace(outputs=outputs)
 
@@ -71,10 +73,10 @@ def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The file of an image's outputs.
+    """Returns the path of an image's outputs.
 
     Raises:
-      UserError: if there is none.
+      UserError: If there is no such file.
     """
     for path in (folder / f"{name}.npz", folder / f"{name}.npy"):
         if path.is_file():
@@ -83,10 +85,10 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_outputs(path: Path) -> Outputs:
-    """Reads a file, and checks the names of its arrays.
+    """Reads a file of outputs and checks the names of its arrays.
 
     Raises:
-      UserError: if it is damaged, or its arrays are others than above.
+      UserError: If the file is damaged, or has other arrays than listed above.
     """
     try:
         if path.suffix == ".npz":
@@ -96,12 +98,12 @@ def read_outputs(path: Path) -> Outputs:
     except (
         *(OSError, ValueError, EOFError, NotImplementedError),
         *(BadZipFile, ZlibError, TokenError, SyntaxError),
-    ) as error:  # whatever NumPy makes of a damaged file
+    ) as error:  # all that NumPy raises for damaged files
         raise UserError(f"{path} cannot be read as arrays ({error})") from error
     if "probabilities" not in outputs or not outputs.keys() <= STRIDES.keys():
         raise UserError(
-            f"{path} has the arrays {', '.join(sorted(outputs)) or 'none'}; expected "
-            f"probabilities, and if features then of {', '.join(list(STRIDES)[1:])}"
+            f"{path} has arrays {', '.join(sorted(outputs)) or '(none)'}, expected "
+            f"probabilities and optionally {', '.join(list(STRIDES)[1:])}"
         )
     return outputs
 
@@ -109,35 +111,35 @@ def read_outputs(path: Path) -> Outputs:
 def check_outputs(
     source: str, outputs: Outputs, size: tuple[int, ...], num_classes: int
 ) -> None:
-    """Checks shapes and values.
+    """Checks the shapes and values of outputs.
 
     Args:
-      source: what errors call the outputs: the path of their file.
-      outputs: by name, a key of STRIDES.
-      size: height and width of the image.
-      num_classes: k.
+      source: The path or name of the outputs, for error messages.
+      outputs: The arrays by name, a key of STRIDES.
+      size: The height and width of the image.
+      num_classes: The number of classes.
 
     Raises:
-      UserError: naming the array and what was expected.
+      UserError: If an array is invalid; names it.
     """
     for name, array in outputs.items():
         cells = tuple(length // STRIDES[name] for length in size)
         depth = (num_classes,) if name == "probabilities" else array.shape[-1:]
         if array.shape != cells + depth:
             raise UserError(
-                f"{name} of {source} is of shape {array.shape}, expected "
-                f"{cells + depth}"
+                f"{name} of {source} has shape {array.shape}, expected {cells + depth}"
             )
         if array.dtype not in (np.float16, np.float32):
             raise UserError(
-                f"{name} of {source} is {array.dtype}, expected float16 or float32"
+                f"{name} of {source} has dtype {array.dtype}, expected float16 or "
+                "float32"
             )
         if not np.isfinite(array).all():
-            raise UserError(f"{name} of {source} has values that are not finite")
+            raise UserError(f"{name} of {source} has non-finite values")
     y = outputs["probabilities"]
     sums = y.sum(axis=-1, dtype=np.float32)
     if not (y.min() >= 0 and np.abs(sums - 1).max() <= _TOLERANCE):
         raise UserError(
-            f"the probabilities of {source} do not sum to one over the classes, or "
-            "some are below 0: expected the softmax of the scores"
+            f"probabilities of {source} are negative or do not sum to 1 over the "
+            "classes, expected a softmax"
         )

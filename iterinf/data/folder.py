@@ -1,14 +1,14 @@
-"""Any directory of images and label maps.
+"""Data sets from a folder of images and label maps.
 
-    classes.json                         what the ids of the label maps mean
-    train/images/NAME.png (or .jpg)      RGB or gray images
-    train/labels/NAME.png                label maps: one channel of class ids
+    classes.json                         names, colours and ids of the classes
+    train/images/NAME.png (or .jpg)      RGB or grey images
+    train/labels/NAME.png                label maps with one channel of class ids
     validation/...  test/...             the same
 
 classes.json is {"classes": [{"name": "road", "color": [128, 64, 128]}, ...],
-"void_id": 255, "void_color": [0, 0, 0]}: the id of a class is its place in the list,
-from 0, or what stands as its "id", e.g. {"name": "wall", "color": [9, 9, 9], "id": 1}
-where 0 is void; pixels of `void_id` are never counted.
+"void_id": 255, "void_color": [0, 0, 0]}. The id of a class is its position in the list,
+from 0, unless it has an "id", e.g. {"name": "wall", "color": [9, 9, 9], "id": 1}.
+Pixels with `void_id` are never counted.
 """
 
 import json
@@ -23,89 +23,92 @@ from iterinf.data.dataset import Dataset, Record, Split, format_size
 from iterinf.data.image_io import read_image, read_label
 from iterinf.errors import UserError
 
-MAX_CLASSES = 254  # places and void are uint8
-MAX_ID = 65535  # label maps have 16 bits at most
+MAX_CLASSES = 254  # class indices and void are uint8
+MAX_ID = 65535  # label maps have at most 16 bits
 _KEYS = {"classes", "void_id", "void_color"}
 
 
-class _Legend(NamedTuple):
-    """What classes.json says."""
+class _ClassInfo(NamedTuple):
+    """The content of classes.json."""
 
     names: tuple[str, ...]
     colors: UInt8[np.ndarray, "k+1 3"]  # the last is void
-    ids: tuple[int, ...]  # k of them
+    ids: tuple[int, ...]  # k ids
     void_id: int
 
 
 def load_folder(path: str, *, scale: int = 1, cache: bool = True) -> Dataset:
-    """Opens a folder laid out as above; images are read when they are asked for.
+    """Opens a folder laid out as above; images are read lazily.
 
     Args:
-      path: the folder.
-      scale: integer factor by which images are made smaller.
-      cache: keep decoded images in memory.
+      path: The folder.
+      scale: The integer factor by which images are downsampled.
+      cache: Whether to keep decoded images in memory.
 
     Raises:
-      UserError: if classes.json is missing or wrong, a split is empty, or an image
-        has no label map or the reverse.
+      UserError: If classes.json is missing or invalid, a split is empty, or an image
+        or label map has no counterpart.
     """
     root = Path(path)
     if not root.is_dir():
         raise UserError(
-            f"data folder {root} does not exist, expected classes.json, train/, "
-            "validation/ and test/ in it"
+            f"data folder {root} does not exist, expected a folder with classes.json, "
+            "train/, validation/ and test/"
         )
-    legend = _read_legend(root / "classes.json")
+    info = _read_class_info(root / "classes.json")
     train, validation, test = (
-        _open_split(root / split, legend, scale, cache)
+        _open_split(root / split, info, scale, cache)
         for split in ("train", "validation", "test")
     )
-    return Dataset(root.name, legend.names, legend.colors, train, validation, test)
+    return Dataset(root.name, info.names, info.colors, train, validation, test)
 
 
-def _read_legend(path: Path) -> _Legend:
+def _read_class_info(path: Path) -> _ClassInfo:
     """Reads and checks classes.json."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} does not exist, expected the names and colors of the classes"
+            f"{path} (names and colours of the classes) does not exist"
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or set(content) != _KEYS:
         raise UserError(
-            f"{path} must be an object with the keys {', '.join(sorted(_KEYS))}"
+            f"{path} is not an object with exactly the keys {', '.join(sorted(_KEYS))}"
         )
     classes, void_id = content["classes"], content["void_id"]
     if not isinstance(classes, list) or not 1 <= len(classes) <= MAX_CLASSES:
         raise UserError(
-            f"'classes' of {path} must be a list of 1 to {MAX_CLASSES} classes"
+            f"'classes' in {path} is not a list of 1 to {MAX_CLASSES} classes"
         )
     entries = [_check_class(path, index, entry) for index, entry in enumerate(classes)]
     names, colors, ids = zip(*entries, strict=True)
     for what, values in (("name", names), ("id", ids)):
         if len(set(values)) != len(values):
             raise UserError(
-                f"{path} has two classes of one {what}, expected different ones"
+                f"{path} has two classes with the same {what}, expected unique {what}s"
             )
     if not _is_id(void_id) or void_id in ids:
         raise UserError(
-            f"'void_id' of {path} is {void_id!r}, expected a whole number that is no "
-            f"class id ({_list_ids(ids)} are)"
+            f"'void_id' in {path} is {void_id!r}, expected an integer other than the "
+            f"class ids ({_list_ids(ids)})"
         )
     void_color = _check_color(path, "void", content["void_color"])
-    return _Legend(names, np.array([*colors, void_color], np.uint8), ids, void_id)
+    return _ClassInfo(names, np.array([*colors, void_color], np.uint8), ids, void_id)
 
 
 def _check_class(path: Path, index: int, entry: Any) -> tuple[str, list[int], int]:
     """Returns name, color and id of a class."""
     if not isinstance(entry, dict) or set(entry) - {"id"} != {"name", "color"}:
-        raise UserError(f"class {index} of {path} must have a name and a color")
+        raise UserError(
+            f"class {index} in {path} does not have a name and a color (and optionally "
+            "an id)"
+        )
     name, class_id = str(entry["name"]), entry.get("id", index)
     if not _is_id(class_id):
         raise UserError(
-            f"the id of {name} in {path} is {class_id!r}, expected a whole number in "
+            f"the id of {name} in {path} is {class_id!r}, expected an integer in "
             f"0..{MAX_ID}"
         )
     return name, _check_color(path, name, entry["color"]), class_id
@@ -116,7 +119,7 @@ def _is_id(value: object) -> bool:
 
 
 def _list_ids(ids: Sequence[int]) -> str:
-    """As a range, if they are one."""
+    """Formats ids, as a range if possible."""
     low, high = min(ids), max(ids)
     if high - low == len(ids) - 1:
         return f"{low}..{high}"
@@ -124,25 +127,25 @@ def _list_ids(ids: Sequence[int]) -> str:
 
 
 def _check_color(path: Path, name: str, color: object) -> list[int]:
-    """Returns the color if it is three whole numbers in 0..255."""
+    """Returns the color if it is three integers in 0..255."""
     if (
         not isinstance(color, list)
         or len(color) != 3
         or not all(isinstance(value, int) and 0 <= value <= 255 for value in color)
     ):
         raise UserError(
-            f"the color of {name} in {path} is {color!r}, expected three whole numbers "
-            "in 0..255"
+            f"the color of {name} in {path} is {color!r}, expected three integers in "
+            "0..255"
         )
     return color
 
 
-def _open_split(root: Path, legend: _Legend, scale: int, cache: bool) -> Split:
-    """Pairs the files of a split by name; every image is a block of its own."""
+def _open_split(root: Path, info: _ClassInfo, scale: int, cache: bool) -> Split:
+    """Pairs the files of a split by name; every image is its own bootstrap block."""
     images = _list_files(root / "images", (".png", ".jpg"))
     labels = _list_files(root / "labels", (".png",))
     if not images:
-        raise UserError(f"{root / 'images'} has no .png or .jpg image")
+        raise UserError(f"{root / 'images'} has no .png or .jpg images")
     for name in sorted(images.keys() ^ labels.keys()):
         if name in images:
             raise UserError(
@@ -155,7 +158,7 @@ def _open_split(root: Path, legend: _Legend, scale: int, cache: bool) -> Split:
         )
     names = sorted(images)
     return Split(
-        lambda index: _read_record(images[names[index]], labels[names[index]], legend),
+        lambda index: _read_record(images[names[index]], labels[names[index]], info),
         names,
         range(len(names)),
         scale=scale,
@@ -164,35 +167,35 @@ def _open_split(root: Path, legend: _Legend, scale: int, cache: bool) -> Split:
 
 
 def _list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder that end so, by their name without the ending."""
+    """Returns the files with the given suffixes by stem."""
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist, expected a folder of files")
+        raise UserError(f"folder {folder} does not exist")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in files:
             raise UserError(
-                f"{files[path.stem]} and {path} have one name, expected two"
+                f"{files[path.stem]} and {path} differ only in extension; rename one"
             )
         files[path.stem] = path
     return files
 
 
-def _read_record(image_path: Path, label_path: Path, legend: _Legend) -> Record:
-    """Reads one image with its label map; void becomes k."""
+def _read_record(image_path: Path, label_path: Path, info: _ClassInfo) -> Record:
+    """Reads an image with its label map; void becomes k."""
     image, ids = read_image(image_path), read_label(label_path)
     if image.shape[:2] != ids.shape:
         raise UserError(
             f"{image_path} is {format_size(image)} but {label_path} is "
-            f"{format_size(ids)}, expected one size"
+            f"{format_size(ids)}, expected equal sizes"
         )
-    unknown = ids[~np.isin(ids, (*legend.ids, legend.void_id))]
+    unknown = ids[~np.isin(ids, (*info.ids, info.void_id))]
     if unknown.size:
         raise UserError(
-            f"{label_path} has label {unknown[0]}, expected {_list_ids(legend.ids)} or "
-            f"{legend.void_id} (void)"
+            f"{label_path} has label {unknown[0]}, expected {_list_ids(info.ids)} or "
+            f"{info.void_id} (void)"
         )
     places = np.zeros(MAX_ID + 1, np.uint8)
-    places[[*legend.ids, legend.void_id]] = np.arange(len(legend.ids) + 1)
+    places[[*info.ids, info.void_id]] = np.arange(len(info.ids) + 1)
     return Record(image, places[ids], image_path.stem)

@@ -1,4 +1,4 @@
-"""Loss weights made from how often classes occur."""
+"""Loss weights from class frequencies."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,16 +7,16 @@ from jaxtyping import Float, Int
 def compute_median_frequency_weights(
     pixels: Int[np.ndarray, "n k"],
 ) -> Float[np.ndarray, " k"]:
-    """Weights that make rare classes count as much as the median one.
+    """Computes median-frequency class weights.
 
-    f_k = pixels of class k / labelled pixels of the images that show k
+    f_k = pixels of class k / labelled pixels of the images that contain k
     w_k = median(f) / f_k
 
     Args:
-      pixels: of each training image, by class; void is none.
+      pixels: The pixels per training image and class, without void.
 
     Returns:
-      A weight a class; 0 for one that no image shows.
+      A weight per class; 0 for classes that do not occur.
 
     Source: Eigen & Fergus 2015, section 6.2; Badrinarayanan et al. 2017, section 4.2.
     """

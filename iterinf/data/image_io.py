@@ -1,4 +1,4 @@
-"""Reading and writing the image files of the data sets."""
+"""Reading and writing of image files."""
 
 import contextlib
 import io
@@ -11,22 +11,20 @@ from PIL import Image, ImageOps
 
 from iterinf.errors import UserError
 
-_ORIENTATION = 0x0112  # key of EXIF; from 5 on height and width are exchanged
+_ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange height and width
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """Opens an image file; what its decoder says against it becomes a UserError."""
+    """Opens an image file; decoder errors become a UserError."""
     try:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    # Pillow tells of a broken PNG by a SyntaxError.
+    # Pillow raises SyntaxError for a broken PNG.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} cannot be read as an image, it may be truncated ({error})"
-        ) from error
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _read_pixels(path: Path, *, upright: bool = False) -> Image.Image:
@@ -37,10 +35,10 @@ def _read_pixels(path: Path, *, upright: bool = False) -> Image.Image:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Reads the height and width of an image, upright as its camera was held.
+    """Reads the height and width of an image after its EXIF orientation is applied.
 
     Raises:
-      UserError: if the file is none.
+      UserError: If the file is not an image.
     """
     with _open(path) as image:
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
@@ -48,32 +46,32 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an image file as RGB; a gray one gets three equal channels.
+    """Reads an image file as RGB; greyscale becomes three equal channels.
 
     Args:
-      path: of the file.
-      upright: whether to turn it as the camera was held (EXIF).
+      path: The file.
+      upright: Whether to apply the EXIF orientation.
 
     Raises:
-      UserError: if the file cannot be decoded or has more than 8 bits a channel.
+      UserError: If the file cannot be decoded or has more than 8 bits per channel.
     """
     image = _read_pixels(path, upright=upright)
     if image.mode.startswith(("I", "F")):
-        raise UserError(f"{path} has more than 8 bits a channel, expected 8")
+        raise UserError(f"{path} has more than 8 bits per channel, expected 8")
     return np.array(image.convert("RGB"))
 
 
 def read_label(path: Path) -> Integer[np.ndarray, "h w"]:
-    """Reads a label map: the gray values, or the indices of a palette image.
+    """Reads a label map: the grey values, or the indices of a palette image.
 
     Raises:
-      UserError: if the file cannot be decoded or has more than one channel.
+      UserError: If the file cannot be decoded or has more than one channel.
     """
     image = _read_pixels(path)
     if len(image.getbands()) != 1:
         raise UserError(
             f"{path} has {len(image.getbands())} channels ({image.mode}), "
-            "expected one that holds the class ids"
+            "expected 1 (class ids)"
         )
     label = np.array(image)
     return label.astype(np.uint8) if label.dtype == bool else label

@@ -1,4 +1,4 @@
-"""Endless training batches whose content depends on seed and position only."""
+"""Endless training batches whose content depends only on the seed and position."""
 
 import dataclasses
 import logging
@@ -12,7 +12,7 @@ from iterinf.data.dataset import Record, Split, stack_records
 from iterinf.errors import UserError
 from iterinf.types import Batch
 
-# Beside an older jaxlib it warns, at once, of what profiling its processes would need.
+# With an older jaxlib, importing grain logs a warning about profiling its processes.
 logging.disable(logging.WARNING)
 import grain  # noqa: E402
 
@@ -23,14 +23,14 @@ _BATCHES_AHEAD = 4
 
 @dataclasses.dataclass(frozen=True)
 class _Augment(grain.transforms.RandomMap):
-    """Changes a record; grain seeds `rng` by the seed and the record's position."""
+    """Augments a record; grain seeds `rng` from the seed and the record's position."""
 
     crop_size: tuple[int, int] | None
     flip_probability: float
     jitter: float
 
     def random_map(self, element: Record, rng: np.random.Generator) -> Record:
-        """Crops, flips and jitters, in this order: jitter moves no crop."""
+        """Crops, flips and jitters, in this order, so that jitter moves no crop."""
         if self.crop_size is not None:
             element = crop_randomly(element, rng, self.crop_size)
         element = flip_randomly(element, rng, self.flip_probability)
@@ -53,33 +53,32 @@ def make_train_batches(
     process: int = 0,
     num_processes: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """Iterates without end over shuffled, augmented batches.
+    """Creates an endless iterator over shuffled, augmented batches.
 
-    Every record comes once an epoch, and a batch may span two epochs, so a split
-    smaller than a batch fills it by repeating. What batch n holds depends on the
-    seed and n: neither on the number of threads nor on where the iterator started.
+    Every record occurs once per epoch. A batch may span two epochs, so that a split
+    smaller than a batch fills it by repetition. The content of batch n depends only on
+    the seed and n, not on the number of threads or the first batch.
 
     Args:
-      split: where the records come from.
-      batch_size: b, records a batch.
-      crop_size: (height, width) of the windows; None takes whole images.
-      flip_probability: of mirroring left to right.
-      jitter: strength of `jitter_color`; 0 is off.
-      seed: of shuffling and augmentation, in [0, 2^32).
-      num_threads: that prepare batches ahead; 0 prepares each when asked for it.
-      first_batch: position to start from, to go on after an interruption.
-      process: which of `num_processes` equal, successive parts of every batch to make.
-      num_processes: that share a batch.
+      split: The training split.
+      batch_size: The number b of records per batch.
+      crop_size: The (height, width) of crops; None for whole images.
+      flip_probability: The probability of mirroring left to right.
+      jitter: The strength of `jitter_color`; 0 disables it.
+      seed: The seed of shuffling and augmentation, in [0, 2^32).
+      num_threads: The number of prefetching threads; 0 prepares batches on demand.
+      first_batch: The index of the first batch, to resume after an interruption.
+      process: The index of the part of every batch to produce.
+      num_processes: The number of equal, consecutive parts of every batch.
 
     Returns:
-      An iterator of NumPy batches, of b / num_processes records: images float32 in
-      [0, 1], labels int32. Its `close()` ends the threads; use `contextlib.closing` or
-      call it.
+      An iterator over NumPy batches of b / num_processes records; images are float32 in
+      [0, 1], labels int32. Its `close()` stops the threads.
 
     Raises:
-      UserError: at once if the split is empty or an argument is out of range; from
-        the iterator if a crop is larger than its image, images of one batch differ
-        in size, or a file is broken.
+      UserError: If the split is empty or an argument is out of range; when iterating,
+        if a crop is larger than its image, images of a batch differ in size, or a file
+        is invalid.
     """
     if not len(split):
         raise UserError("the training split is empty, expected at least one record")
@@ -92,11 +91,11 @@ def make_train_batches(
         ("first_batch", first_batch, 0, math.inf),
     ):
         if not low <= value <= high:
-            raise UserError(f"{name} is {value}, expected {low} to {high}")
+            raise UserError(f"{name} is {value}, expected a value in [{low}, {high}]")
     if batch_size % num_processes:
         raise UserError(
-            f"batch_size is {batch_size}, expected a multiple of the {num_processes} "
-            "processes that share a batch"
+            f"batch_size is {batch_size}, expected a multiple of the number of "
+            f"processes ({num_processes})"
         )
     batches = (
         grain.MapDataset.source(split)
@@ -114,6 +113,6 @@ def make_train_batches(
 
 
 def _make_batch(records: Sequence[Record]) -> Batch:
-    """Stacks records to a batch of floating point images."""
+    """Stacks records into a batch of floating-point images."""
     image, label, outputs = stack_records(records)
     return Batch(image.astype(np.float32) / 255, label.astype(np.int32), outputs)

@@ -1,4 +1,4 @@
-"""Paired intervals of differences between two models."""
+"""Paired bootstrap intervals of differences between two models."""
 
 import math
 from collections.abc import Sequence
@@ -29,43 +29,43 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Paired block bootstrap of a difference between two models.
+    """Computes a difference between two models and its paired block-bootstrap interval.
 
     A resample draws as many blocks as there are, with replacement, and sums both
-    models' counts over the images of the drawn blocks; the interval is between the
-    (1 -/+ level) / 2 percentiles of the difference. Blocks keep frames of a clip
-    together that correlate. Training seeds are not covered.
+    models' counts over the images of these blocks; the interval is between the
+    (1 -/+ level) / 2 quantiles of the difference. Blocks keep correlated frames of a
+    clip together. Training seeds are not covered.
 
-    A resample is a row of a [resamples, blocks] matrix of counts times the sums of each
-    block: exact in float64 for pixel counts up to 2^53.
+    Resampled sums are the product of a [resamples, blocks] matrix of counts and the
+    sums of each block, which is exact in float64 for pixel counts up to 2^53.
 
     Args:
-      measure: what is compared.
-      baseline: [n], by the segmenter alone, or another row.
-      refined: the same images, in the same order, by the other model.
-      blocks: the block of each image, any integers.
-      num_resamples: draws of the bootstrap.
-      seed: of NumPy's default generator.
-      level: confidence, a fraction.
+      measure: The measure to compare.
+      baseline: The tally [n] of the baseline.
+      refined: The tally [n] of the other model, on the same images in the same order.
+      blocks: The block of each image, any integers.
+      num_resamples: The number of resamples.
+      seed: The seed of NumPy's default generator.
+      level: The confidence level, a fraction.
 
     Returns:
-      refined - baseline on the split itself and its interval, in the measure's unit;
-      nan where the measure is not defined, as boundary F1 without any boundary.
+      The difference refined - baseline and its interval, in the measure's unit; nan if
+      the measure is undefined, e.g. boundary F1 without boundaries.
 
     Raises:
-      ValueError: if the two differ in truth, or in length from `blocks`.
+      ValueError: If the tallies differ in truth, or in length from `blocks`.
     """
     before, after = baseline.confusion, refined.confusion
     if before.shape != after.shape or len(blocks) != len(before):
         raise ValueError(
-            f"{len(blocks)} blocks, confusion matrices {before.shape} and "
-            f"{after.shape}: expected one of each per image"
+            f"{len(blocks)} blocks and confusion matrices of shapes {before.shape} and "
+            f"{after.shape}, expected one of each per image"
         )
     if not np.array_equal(before.sum(axis=-1), after.sum(axis=-1)):
-        raise ValueError("the two models were not run on the same images in one order")
+        raise ValueError("the models were not run on the same images in the same order")
     names, block_of_image = np.unique(np.asarray(blocks), return_inverse=True)
     num_blocks = len(names)
-    # A resample's multiset of blocks, drawn as the counts themselves.
+    # Drawing blocks with replacement is drawing their multinomial counts.
     draws = (
         np.random.default_rng(seed)
         .multinomial(num_blocks, np.full(num_blocks, 1 / num_blocks), num_resamples)
@@ -80,7 +80,7 @@ def bootstrap(
 
     differences = resample(refined) - resample(baseline)
     known = differences[np.isfinite(differences)]
-    if not known.size:  # e.g. boundaries where no label map has any
+    if not known.size:  # e.g. no label map has boundaries
         return Interval(math.nan, math.nan, math.nan)
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     gain = compute_measure(measure, refined) - compute_measure(measure, baseline)

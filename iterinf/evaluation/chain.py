@@ -1,4 +1,4 @@
-"""One refiner after another: the second starts where the first has ended."""
+"""Chains of refiners: the second starts from the result of the first."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ _LOWEST_PROBABILITY = 1e-30
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A refiner with the step size and the number of iterations chosen for it.
+    """A refiner with its chosen step size and number of iterations.
 
     Attributes:
-      refiner: reconstructs.
-      step_size: of Eq. 6.
-      num_iterations: at least 1.
-      stop: tolerance of `iterinf.inference.stopping_step`; 0: no image stops.
+      refiner: The refiner.
+      step_size: The step size of Eq. 6.
+      num_iterations: The number of iterations, at least 1.
+      stop: The tolerance of `iterinf.inference.stopping_step`; 0 never stops.
     """
 
     refiner: nn.Module
@@ -34,12 +34,12 @@ class Loop:
     def refine(
         self, variables: Variables, candidate: Candidate, **options: Any
     ) -> Refinement:
-        """Iterates from the candidate's y.
+        """Iterates from the initial prediction.
 
         Args:
-          variables: of the refiner.
-          candidate: of a segmenter, or made of another network's probabilities.
-          **options: of `iterinf.refine`, e.g. `observe`, a function of y.
+          variables: The variables of the refiner.
+          candidate: The initial prediction.
+          **options: Options of `iterinf.refine`, e.g. `observe`, a function of y.
         """
         apply = functools.partial(self.refiner.apply, variables)
         condition = apply(candidate, method=self.refiner.condition)
@@ -58,11 +58,11 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A segmenter and the loop after it, in the place of a segmenter.
+    """A segmenter followed by a loop, with the interface of a segmenter.
 
     Attributes:
-      segmenter: proposes y and h.
-      loop: refines y.
+      segmenter: The segmenter, which computes y and h.
+      loop: The loop that refines y.
     """
 
     segmenter: Segmenter
@@ -77,11 +77,11 @@ class Chain:
         """Returns the logarithm of the refined y as logits, and the segmenter's h.
 
         Args:
-          variables: of "segmenter" and "refiner".
-          images: RGB in [0, 1].
-          **outputs: what the segmenter may read beside them.
+          variables: The variables of "segmenter" and "refiner".
+          images: The images, RGB in [0, 1].
+          **outputs: Precomputed outputs for the segmenter.
         """
-        labels = jnp.zeros(images.shape[:3], jnp.int32)  # nothing reads them
+        labels = jnp.zeros(images.shape[:3], jnp.int32)  # unused
         batch = Batch(images, labels, outputs)
         candidate = propose(self.segmenter, variables["segmenter"], batch)
         y = self.loop.refine(variables["refiner"], candidate).y

@@ -1,4 +1,4 @@
-"""Label maps of images, before and after refinement."""
+"""Label maps of images before and after refinement."""
 
 import operator
 from functools import partial
@@ -21,12 +21,12 @@ from iterinf.types import Batch, Candidate, Segmenter
 def segment(
     segmenter: nn.Module, variables: Variables, batch: Batch
 ) -> Int[Array, "b h w"]:
-    """The likeliest class of every pixel, by a segmenter.
+    """Computes the label maps of a segmenter.
 
     Args:
-      segmenter: proposes y.
-      variables: of the segmenter.
-      batch: images in uint8.
+      segmenter: The segmenter.
+      variables: The variables of the segmenter.
+      batch: The batch, with images in uint8.
     """
     y = propose(segmenter, variables, to_unit_range(batch)).y
     return gather(jnp.argmax(y, axis=-1))
@@ -40,17 +40,17 @@ def count_predictions(
     spec: Spec,
     batch_size: int,
 ) -> Tally:
-    """Counts what a segmenter alone has right, image by image.
+    """Computes the tally of a segmenter alone.
 
     Args:
-      segmenter: proposes y.
-      variables: of the segmenter.
-      split: a whole one, images in uint8; labels of k and above are void.
-      spec: what is counted.
-      batch_size: images at a time.
+      segmenter: The segmenter.
+      variables: The variables of the segmenter.
+      split: The whole split, with images in uint8; labels >= k are void.
+      spec: The counts to compute.
+      batch_size: The batch size.
 
     Returns:
-      A tally [n].
+      The tally [n].
     """
     batches = divide_split(split, batch_size, void=spec.num_classes)
 
@@ -78,16 +78,16 @@ def refine_labels(
     num_iterations: int,
     stop: float = 0.0,
 ) -> UInt8[Array, "b s p h w"]:
-    """The likeliest class of every pixel after 0..t iterations, p = t + 1.
+    """Computes the label maps after 0..t iterations, p = t + 1.
 
     Args:
-      segmenter: proposes y and h, by one compiled program for all its refiners.
-      refiner: reconstructs.
-      networks: variables of both.
-      batch: images in uint8.
-      step_sizes: s of them, of Eq. 6; memory grows with b * s.
-      num_iterations: t.
-      stop: tolerance of `iterinf.inference.stopping_step`; 0: no image stops.
+      segmenter: The segmenter, compiled once for all its refiners.
+      refiner: The refiner.
+      networks: The variables of both.
+      batch: The batch, with images in uint8.
+      step_sizes: The s step sizes of Eq. 6; memory grows with b * s.
+      num_iterations: The number t of iterations.
+      stop: The tolerance of `iterinf.inference.stopping_step`; 0 never stops.
     """
     candidate = _propose(segmenter, networks["segmenter"], batch)
     variables = networks["refiner"]

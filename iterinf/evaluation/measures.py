@@ -1,4 +1,4 @@
-"""Measures of a split, as functions of sums over its images, on the host.
+"""Measures of a split as functions of sums over its images, computed on the host.
 
 Axes: n images, k classes.
 """
@@ -16,13 +16,13 @@ Sums = Float[np.ndarray, "*r d"]
 
 
 class Measure(NamedTuple):
-    """A number of a split that is a function of sums over images.
+    """A measure of a split that is a function of sums over its images.
 
-    Sums can be resampled: a bootstrap draws images, or blocks of them, with weights.
+    A bootstrap can therefore resample images, or blocks of them, by weighted sums.
     """
 
-    unit: float  # 100: given in per cent, differences in points; 1: as it is
-    summands: Callable[[Tally], Float[np.ndarray, "*n d"]]  # summed over images
+    unit: float  # 100: reported in per cent; 1: reported as is
+    summands: Callable[[Tally], Float[np.ndarray, "*n d"]]  # per image
     compute: Callable[[Sums], Float[np.ndarray, "*r"]]  # sums -> value
 
 
@@ -43,7 +43,7 @@ def _count_boundary_f1(tally: Tally) -> Float[np.ndarray, "*n 2"]:
 
 def _get_details(tally: Tally) -> Details:
     if tally.details is None:
-        raise ValueError("this tally has no details")
+        raise ValueError("the tally has no details")
     return tally.details
 
 
@@ -82,8 +82,8 @@ BOUNDARY_F1 = Measure(100.0, _count_boundary_f1, _compute_ratio)
 #   boundary_f1    mean over images of `iterinf.ops.boundaries.compute_boundary_f1`
 #   nll            negative log-likelihood of the truth, nats per labelled pixel
 #   ece            expected calibration error (Guo et al. 2017): with 15 bins b of the
-#                  largest probability, sum_b |sum confidence_b - right_b| / pixels
-#   fragmentation  connected regions of the predictions / those of the label maps
+#                  largest probability, sum_b |sum confidence_b - correct_b| / pixels
+#   fragmentation  connected regions in the predictions / in the label maps
 MEASURES = {
     "boundary_f1": BOUNDARY_F1,
     "nll": Measure(1.0, _count_nll, _compute_ratio),
@@ -93,10 +93,10 @@ MEASURES = {
 
 
 def compute_measure(measure: Measure, tally: Tally) -> Float[np.ndarray, "*m"]:
-    """Computes a measure of a split from its images; a fraction where it is a share.
+    """Computes a measure of a split, before multiplication by its unit.
 
     Args:
-      measure: which.
-      tally: [n *m]; sums are over n.
+      measure: The measure.
+      tally: The tally [n *m], summed over n.
     """
     return measure.compute(measure.summands(tally).sum(axis=0))

@@ -1,4 +1,4 @@
-"""Step size and number of iterations, chosen on the validation split."""
+"""The choice of step size and number of iterations on the validation split."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from iterinf.evaluation.measures import BOUNDARY_F1, compute_measure
 from iterinf.evaluation.tally import Tally
 from iterinf.ops.metrics import compute_mean_iou
 
-METRICS = ("mean_iou", "boundary_f1")  # a choice can be made by
+METRICS = ("mean_iou", "boundary_f1")  # selection criteria
 
 
 class Curves(NamedTuple):
-    """Of a split, after t + 1 iterations with every step size; fractions."""
+    """Measures of a split after t + 1 iterations with every step size; fractions."""
 
     mean_iou: Float[np.ndarray, "s t"]
     boundary_f1: Float[np.ndarray, "s t"]
@@ -26,17 +26,13 @@ class Selection(NamedTuple):
 
     step_size: float
     num_iterations: int
-    mean_iou: float  # there, a fraction
-    parameters: dict[str, float]  # chosen with them, by name
-    boundary_f1: float | None = None  # there, a fraction; None: by an earlier version
+    mean_iou: float  # on validation, a fraction
+    parameters: dict[str, float]  # chosen scalar parameters by name
+    boundary_f1: float | None = None  # on validation; None in earlier versions
 
 
 def compute_curves(tally: Tally) -> Curves:
-    """Mean IoU and boundary F1 of a split from those of its images.
-
-    Args:
-      tally: [n s t].
-    """
+    """Computes mean IoU and boundary F1 of a split from its tally [n s t]."""
     boundary_f1 = compute_measure(BOUNDARY_F1, tally)
     return Curves(compute_mean_iou(tally.confusion.sum(axis=0)), boundary_f1)
 
@@ -44,31 +40,31 @@ def compute_curves(tally: Tally) -> Curves:
 def select(
     curves: Curves, step_sizes: Sequence[float], metric: str = "mean_iou"
 ) -> Selection:
-    """Chooses the pair with the highest value; of equals, fewer iterations.
+    """Chooses the pair with the highest value; ties go to fewer iterations.
 
     Args:
-      curves: on validation.
-      step_sizes: s of them.
-      metric: which of METRICS is to be high.
+      curves: The curves on validation.
+      step_sizes: The s step sizes.
+      metric: The criterion, one of METRICS.
 
     Returns:
-      The choice; iteration 0, the segmenter itself, is never chosen.
+      The choice; iteration 0, the segmenter alone, is never chosen.
 
     Raises:
-      UserError: if no number is known.
+      UserError: If no value is defined.
     """
     values = getattr(curves, metric)
     if np.isnan(values).all() and metric == "boundary_f1":
         raise UserError(
-            "no label map of validation has a boundary; choose by selection.metric "
-            "mean_iou"
+            "selection.metric is 'boundary_f1', but no validation label map has a "
+            "boundary; expected 'mean_iou'"
         )
     if np.isnan(values).all():
         raise UserError(
-            "every image stops at once: no iteration has any to count; lower "
-            "selection.stop, or set selection.count_stopped"
+            "every validation image stops at the first step, so no iteration can be "
+            "chosen; lower selection.stop or set selection.count_stopped"
         )
-    known = np.nan_to_num(values, nan=-1.0)  # no image is left to count: nan
+    known = np.nan_to_num(values, nan=-1.0)  # nan: no image is left to count
     iteration, s = divmod(int(np.argmax(known.T)), len(step_sizes))
     mean_iou, boundary_f1 = (float(curve[s, iteration]) for curve in curves)
     return Selection(step_sizes[s], iteration + 1, mean_iou, {}, boundary_f1)

@@ -1,4 +1,4 @@
-"""What is counted of every image, on the device: all that a table's columns need.
+"""Counts per image, computed on the device, from which all measures follow.
 
 Axes: h w pixels, k classes, bins of confidence.
 """
@@ -16,38 +16,38 @@ from iterinf.ops.boundaries import Boundaries, compute_boundary_f1, locate_bound
 from iterinf.ops.components import count_components
 from iterinf.ops.metrics import confusion_matrix
 
-NUM_BINS = 15  # of confidence, of one width
+NUM_BINS = 15  # confidence bins of equal width
 _LOWEST_PROBABILITY = 1e-7
 
 
 class Spec(NamedTuple):
-    """How images are counted; hashable, as a static argument must be."""
+    """The counts to compute; hashable, so that it can be a static argument."""
 
     num_classes: int
-    boundary_tolerance: float | None  # of the image diagonal; None: not counted
-    details: bool = False  # whether `Details` are counted too, which takes longer
+    boundary_tolerance: float | None  # fraction of the image diagonal; None: skip
+    details: bool = False  # whether to compute `Details`, which takes longer
 
 
 class Truth(NamedTuple):
-    """What is known of an image's label map before any prediction."""
+    """An image's label map, with its boundaries and components."""
 
     label: Integer[Array, "h w"]  # k and above: void
     boundaries: Boundaries | None
-    num_components: Int[Array, ""]  # 0 unless there are details
+    num_components: Int[Array, ""]  # 0 without details
 
 
 class Details(NamedTuple):
-    """What only final numbers need; arrays of JAX or, on the host, of NumPy."""
+    """Counts for final results only, as JAX or NumPy arrays."""
 
     negative_log_likelihood: Any  # float32 [*n]: -log y_label, summed over pixels
-    # float32 [*n bins 3]: pixels, the sum of their confidence, how many are right
+    # float32 [*n bins 3]: number of pixels, sum of confidence, number correct
     calibration: Any
-    num_components: Any  # int32 [*n]: connected regions of the prediction
-    num_true_components: Any  # int32 [*n]
+    num_components: Any  # int32 [*n]: connected regions in the prediction
+    num_true_components: Any  # int32 [*n]: connected regions in the label map
 
 
 class Tally(NamedTuple):
-    """What is counted of an image, or of many: leading axes n. Void is left out."""
+    """The counts of images, with leading axes n. Void pixels are excluded."""
 
     confusion: Any  # int32 [*n k k]: [truth, prediction]
     boundary_f1: Any  # float32 [*n]; nan: the truth has no boundary
@@ -55,7 +55,7 @@ class Tally(NamedTuple):
 
 
 def prepare_truth(label: Integer[Array, "h w"], spec: Spec) -> Truth:
-    """Computes once per image what every prediction is compared with."""
+    """Computes boundaries and components of a label map, once per image."""
     valid = label < spec.num_classes
     return Truth(
         label,
@@ -65,12 +65,12 @@ def prepare_truth(label: Integer[Array, "h w"], spec: Spec) -> Truth:
 
 
 def tally_image(truth: Truth, y: Float[Array, "h w k"], spec: Spec) -> Tally:
-    """Counts what one prediction has right.
+    """Computes the counts of a prediction.
 
     Args:
-      truth: from `prepare_truth`, with the same spec.
-      y: class probabilities; the largest is the prediction.
-      spec: what to count.
+      truth: The result of `prepare_truth` with the same spec.
+      y: The class probabilities; the prediction is their argmax.
+      spec: The counts to compute.
     """
     prediction = jnp.argmax(y, axis=-1)
     boundary_f1 = jnp.float32(jnp.nan)
@@ -105,7 +105,7 @@ def _tally_details(
     bins = jnp.clip((confidence * NUM_BINS).astype(jnp.int32), 0, NUM_BINS - 1)
     weights = (jnp.ones_like(y[..., 0]), confidence, prediction == label)
     place = jnp.where(valid, bins, NUM_BINS)
-    # Row by row: a sum of all pixels, one after the other, would lose their digits.
+    # Summing row by row limits the rounding error in float32.
     count_rows = jax.vmap(partial(jnp.bincount, length=NUM_BINS + 1))
     sums = [count_rows(place, x.astype(jnp.float32)).sum(axis=0) for x in weights]
     return Details(
@@ -117,7 +117,7 @@ def _tally_details(
 
 
 def pack(name: str, tally: Tally) -> dict[str, Num[np.ndarray, "..."]]:
-    """Names the arrays of a tally for an .npz file; confusions by the bare name."""
+    """Converts a tally to named arrays for an .npz file."""
     arrays = {name: tally.confusion, f"{name}/boundary_f1": tally.boundary_f1}
     if tally.details is not None:
         fields = tally.details._asdict().items()
@@ -126,6 +126,6 @@ def pack(name: str, tally: Tally) -> dict[str, Num[np.ndarray, "..."]]:
 
 
 def unpack(arrays: dict[str, Num[np.ndarray, "..."]], name: str) -> Tally:
-    """Reads what `pack` has named; details must be there."""
+    """Inverts `pack`, for tallies with details."""
     details = Details(*(arrays[f"{name}/{field}"] for field in Details._fields))
     return Tally(arrays[name], arrays[f"{name}/boundary_f1"], details)

@@ -1,1 +1,1 @@
-"""Functions of arrays, without parameters."""
+"""Array functions without parameters."""

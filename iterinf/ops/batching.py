@@ -1,4 +1,4 @@
-"""Functions of one image, for a batch of them."""
+"""Mapping of functions of one image over a batch."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from jaxtyping import PyTree
 def map_images(
     function: Callable[[PyTree, PyTree], PyTree], images: PyTree, shared: PyTree
 ) -> PyTree:
-    """Calls a function image by image, so that memory holds the work of one.
+    """Maps a function over images sequentially, with the memory of a single image.
 
-    Under a mesh (`jax.set_mesh`) every device goes through the images that it holds.
+    Under a mesh (`jax.set_mesh`) every device processes its own images.
 
     Args:
-      function: (image, shared) -> arrays.
-      images: arrays of all images, [b, ...].
-      shared: what else it reads that is traced, the same for all.
+      function: A function (image, shared) -> arrays.
+      images: The arrays of all images, [b, ...].
+      shared: Traced arrays that are the same for all images.
 
     Returns:
-      What it returns, [b, ...].
+      The stacked results, [b, ...].
     """
     mesh = jax.sharding.get_abstract_mesh()
 

@@ -1,4 +1,4 @@
-"""Boundaries between classes, and how well those of two label maps match."""
+"""Class boundaries of label maps, and the boundary F1 measure."""
 
 import math
 from typing import NamedTuple
@@ -13,8 +13,8 @@ _BITS = 32
 class Boundaries(NamedTuple):
     """The boundaries of a label map."""
 
-    classes: Int[Array, "h w"]  # of boundary pixels; k elsewhere
-    near: UInt32[Array, "h w words"]  # bits of the classes with a boundary within reach
+    classes: Int[Array, "h w"]  # class of boundary pixels; k elsewhere
+    near: UInt32[Array, "h w words"]  # bit set of classes with a boundary nearby
 
 
 def find_boundaries(
@@ -23,8 +23,8 @@ def find_boundaries(
     """Marks the pixels that have a 4-neighbour of another class.
 
     Args:
-      labels: classes.
-      valid: pixels that have one; others are no boundary, nor do they make one.
+      labels: The label map.
+      valid: The mask of non-void pixels; void pixels create no boundaries.
     """
     height, width = labels.shape
     classes = jnp.where(valid, labels.astype(jnp.int32), -1)
@@ -45,14 +45,14 @@ def locate_boundaries(
     """Finds the boundaries of every class, and all pixels near them.
 
     Args:
-      labels: classes; 0..k-1 where valid.
-      valid: pixels that are not void.
-      num_classes: k.
-      radius: reach in pixels, a Euclidean distance, 0 or more.
+      labels: The label map; 0..k-1 where valid.
+      valid: The mask of non-void pixels.
+      num_classes: The number k of classes.
+      radius: The maximum Euclidean distance in pixels.
     """
     labels = labels.astype(jnp.int32)
     boundary = find_boundaries(labels, valid)
-    # One bit a class, in words of 32, so that all classes are dilated at once.
+    # One bit per class, in words of 32, so that all classes are dilated at once.
     words = jnp.arange(-(-num_classes // _BITS), dtype=jnp.int32)[None, None]
     bit = jnp.uint32(1) << (labels % _BITS).astype(jnp.uint32)
     here = boundary[..., None] & (labels[..., None] // _BITS == words)
@@ -65,8 +65,8 @@ def compute_boundary_f1(
 ) -> Float[Array, ""]:
     """Computes the boundary F1 of an image.
 
-    For class c, let B_c and P_c be the boundary pixels of the truth and of the
-    prediction that are of that class, and
+    For class c, let B_c and P_c be the boundary pixels of that class in the truth and
+    in the prediction, and
 
       recall_c    = |{p in B_c: some q in P_c has |p - q| <= radius}| / |B_c|
       precision_c = |{q in P_c: some p in B_c has |p - q| <= radius}| / |P_c|
@@ -76,12 +76,13 @@ def compute_boundary_f1(
     class that is not predicted has F1_c = 0.
 
     Args:
-      truth: from `locate_boundaries`.
-      prediction: the same of the prediction, with the same valid pixels and radius.
-      num_classes: k.
+      truth: The boundaries of the truth.
+      prediction: The boundaries of the prediction, with the same valid pixels and
+        radius.
+      num_classes: The number k of classes.
 
     Returns:
-      A fraction; nan where the truth has no boundary.
+      A fraction; nan if the truth has no boundary.
 
     Source: Csurka et al. 2013, "What is a good evaluation measure for semantic
       segmentation?", section 2.2; there, as in SegNet's CamVid table, the radius is
@@ -97,7 +98,7 @@ def compute_boundary_f1(
 def _compute_matched_share(
     ones: Boundaries, others: Boundaries, num_classes: int
 ) -> tuple[Float[Array, " k"], Bool[Array, " k"]]:
-    """By class, the share of boundary pixels that are near the others'; any there?"""
+    """Computes the matched share of boundary pixels per class, and the present ones."""
     classes = ones.classes
     matched = jnp.zeros(classes.shape, jnp.int32)
     for word in range(others.near.shape[-1]):
@@ -113,7 +114,7 @@ def _compute_matched_share(
 def _dilate(
     bits: UInt32[Array, "h w words"], radius: float
 ) -> UInt32[Array, "h w words"]:
-    """Unites the bits of all pixels within a radius, first along rows."""
+    """Computes the union of the bit sets within a radius, first along rows."""
     height, width, _ = bits.shape
     reach = math.floor(radius)
     rows = range(-reach, reach + 1)
@@ -123,7 +124,7 @@ def _dilate(
     for half in range(1, reach + 1):
         left, right = (padded[:, reach + x : reach + x + width] for x in (-half, half))
         widened[half] = widened[half - 1] | left | right
-    # Fused with what follows, these would be computed anew for every row.
+    # Without the barrier, XLA fuses these with the loop and recomputes them per row.
     widened = jax.lax.optimization_barrier({half: widened[half] for half in {*halves}})
     padding = ((reach, reach), (0, 0), (0, 0))
     padded_rows = {half: jnp.pad(x, padding) for half, x in widened.items()}

@@ -8,16 +8,16 @@ from jaxtyping import Array, Bool, Int, Integer
 def count_components(
     labels: Integer[Array, "h w"], valid: Bool[Array, "h w"]
 ) -> Int[Array, ""]:
-    """Counts the connected regions of one class, by 4-neighbours.
+    """Counts the 4-connected regions of equal class.
 
-    Every pixel points to another of its region, in the end to the first one. In a step
-    a region's pointers move to the least that any pixel beside one of it points to, and
-    then to where that points; the number of steps grows as the logarithm of the longest
-    path in a region.
+    Every pixel points to another pixel of its region, and finally to the first one. In
+    each step the pointers of a region move to the smallest pointer among its pixels'
+    neighbours, and then follow that pointer; the number of steps is logarithmic in the
+    longest path in a region.
 
     Args:
-      labels: classes.
-      valid: pixels that count; others separate regions.
+      labels: The label map.
+      valid: The mask of pixels that count; other pixels separate regions.
 
     Returns:
       The number of regions, int32.
@@ -46,7 +46,7 @@ def count_components(
 def _find_least_neighbor(
     values: Int[Array, "h w"], regions: Int[Array, "h w"]
 ) -> Int[Array, "h w"]:
-    """The least value among a pixel's own and its 4-neighbours of one class."""
+    """Computes the minimum over each pixel and its 4-neighbours of the same class."""
     highest = jnp.iinfo(jnp.int32).max
     least = values
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Convolutions: a weight gradient that is fast on CPUs, biases in float32."""
+"""Convolutions with a weight gradient that is fast on CPUs, and float32 biases."""
 
 import functools
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from iterinf.ops.patches import gather_patches
 
-_BYTES = 2_000_000  # of the patches of a block of rows: what caches hold
-_MOST_CHANNELS = 16  # of the narrower side; above, XLA's own gradient is level
+_BYTES = 2_000_000  # patches per block of rows, which fit into the cache
+_MOST_CHANNELS = 16  # of the narrower side; above, XLA's own gradient is as fast
 
 Padding = Sequence[tuple[int, int]]
 
@@ -24,22 +24,22 @@ def cast_all_but_bias(
     *,
     dtype: DTypeLike,
 ) -> tuple[Array, Array, Array | None]:
-    """Casts the two factors of a convolution and leaves its bias as it is, float32.
+    """Casts input and kernel of a convolution, but not its float32 bias.
 
     For the attribute `promote_dtype` of `flax.linen.Conv` and `ConvTranspose`. The
-    gradient of a bias is a sum over all pixels, in the dtype in which the bias is
-    added; XLA on a CPU accumulates it in that dtype, and in bfloat16 12288 ones sum to
-    1536. With a float32 bias the sum is float32, and so is the output of the
-    convolution: cast it to `dtype`.
+    gradient of a bias is a sum over all pixels in the dtype in which the bias is added.
+    XLA on a CPU accumulates in that dtype: in bfloat16, 12288 ones sum to 1536. With a
+    float32 bias the sum is float32, and so is the output of the convolution, which must
+    be cast to `dtype`.
 
     Args:
-      x: input.
-      kernel: of any size.
-      bias: None: there is none.
-      dtype: of the products.
+      x: The input.
+      kernel: The kernel.
+      bias: The bias, or None.
+      dtype: The dtype of the products.
 
     Returns:
-      x and the kernel in `dtype`, and the bias.
+      x and the kernel in `dtype`, and the unchanged bias.
     """
     return x.astype(dtype), kernel.astype(dtype), bias
 
@@ -51,27 +51,28 @@ def convolve(
     padding: str | Padding,
     **options: Any,
 ) -> Float[Array, "b _ _ d"]:
-    """Convolves at stride 1 as `jax.lax.conv_general_dilated` does, and faster back.
+    """Computes `jax.lax.conv_general_dilated` at stride 1, with a faster gradient.
 
-    The gradient by the kernel is, with rows p and columns q of the padded input x,
+    The gradient of the kernel is, with rows p and columns q of the padded input x,
 
         dL/dkernel[i, j] = sum over p, q of x[p + i, q + j]^T dL/dy[p, q].
 
-    XLA computes it on a CPU as a convolution whose window is the whole map. Where x or
-    dL/dy has at most 16 channels, a loop over blocks of rows here gathers patches of
-    the one with fewer and multiplies matrices. Alone on two cores, 112 to 16 channels
-    at 3x224x224 take 62 ms for 113, 192 to 16 at 3x56x56 take 6 ms for 15. Worth it
-    where many layers are so narrow, as in FC-DenseNet; elsewhere XLA gains as much by
-    computing several gradients at once. Other devices keep XLA's. Cannot be
-    differentiated in forward mode.
+    XLA computes it on a CPU as a convolution whose window is the whole map. If x or
+    dL/dy has at most 16 channels, this implementation instead loops over blocks of
+    rows, gathers patches of the narrower array, and multiplies matrices. On two cores,
+    112 to 16 channels at 3x224x224 take 62 ms instead of 113, and 192 to 16 channels at
+    3x56x56 take 6 ms instead of 15. This pays off for networks with many narrow layers,
+    such as FC-DenseNet; for others XLA is as fast by computing several gradients in
+    parallel. Other devices use XLA's gradient. Does not support forward-mode
+    differentiation.
 
     Args:
-      x: input.
-      kernel: as of `flax.linen.Conv`.
-      strides: ones.
-      padding: zeros before and after the two spatial axes, or "SAME" or "VALID".
-      **options: the rest of `jax.lax.conv_general_dilated`'s arguments, at their
-        defaults; the signature is what `flax.linen.Conv.conv_general_dilated` takes.
+      x: The input.
+      kernel: The kernel, as in `flax.linen.Conv`.
+      strides: Ones.
+      padding: The zeros before and after the two spatial axes, or "SAME" or "VALID".
+      **options: The other arguments of `jax.lax.conv_general_dilated`, at their
+        defaults, so that the function can be passed to `flax.linen.Conv`.
 
     Returns:
       [b, h + padding - i + 1, w + padding - j + 1, d].
@@ -125,10 +126,9 @@ def _pull_back_to_kernel(
     x: Float[Array, "b h w c"],
     gradient: Float[Array, "b y x d"],
 ) -> Float[Array, "i j c d"]:
-    """Multiplies blocks of rows by patches of the same rows of the other side.
+    """Computes the gradient of the kernel from patches of the narrower array.
 
-    Patches of x end where the gradient's rows do; the gradient's begin with those of
-    x, so that its patches list the kernel's cells backwards.
+    Patches of the gradient list the cells of the kernel in reverse order.
     """
     c, d = x.shape[-1], gradient.shape[-1]
     if c < d:
@@ -143,7 +143,7 @@ def _pull_back_to_kernel(
 
 
 def _pad(x: Float[Array, "b h w c"], padding: Padding) -> Float[Array, "b _ _ c"]:
-    """Pads with zeros; cuts off where a number is negative."""
+    """Pads with zeros, or crops where the padding is negative."""
     zero = jnp.zeros((), x.dtype)
     return jax.lax.pad(x, zero, [(0, 0, 0), *((*n, 0) for n in padding), (0, 0, 0)])
 
@@ -151,7 +151,7 @@ def _pad(x: Float[Array, "b h w c"], padding: Padding) -> Float[Array, "b _ _ c"
 def _multiply_patches(
     x: Float[Array, "b h w m"], padded: Float[Array, "b _ _ n"], size: tuple[int, int]
 ) -> Float[Array, "m p"]:
-    """Computes x^T @ patches(padded), [m, i * j * n], a block of rows at a time."""
+    """Computes x^T @ patches(padded), [m, i * j * n], in blocks of rows."""
     batch, height, width, m = x.shape
     num_columns = size[0] * size[1] * padded.shape[-1]
     row_bytes = batch * width * num_columns * x.dtype.itemsize

@@ -1,7 +1,7 @@
-"""Confusion matrices, counted on the device, and what is read off them.
+"""Confusion matrices, and the IoU and accuracy computed from them.
 
-IoU and accuracy come from one confusion matrix [truth, prediction] summed over the
-split, never from a mean over batches or images.
+IoU and accuracy are computed from one confusion matrix [truth, prediction] summed over
+the split, never as a mean over batches or images.
 """
 
 import jax
@@ -15,27 +15,26 @@ def confusion_matrix(
     predictions: Integer[ArrayLike, "..."],
     num_classes: int,
 ) -> Int[Array, "k k"]:
-    """Counts pixels by truth and prediction.
+    """Computes the confusion matrix of a prediction.
 
     C[i, j] = number of pixels with label i that are predicted as j
 
     Args:
-      labels: classes 0..k-1; all others are void and left out. Any shape.
-      predictions: classes 0..k-1, of the same shape. Traced ones, inside `jit` or
-        `vmap`, are not checked: a pixel predicted as another class is left out there.
-      num_classes: k.
+      labels: The labels, of any shape; 0..k-1, all other values are void and ignored.
+      predictions: The predicted classes 0..k-1, of the same shape. Inside `jit` or
+        `vmap` they are not checked, and pixels with other values are ignored.
+      num_classes: The number k of classes.
 
     Returns:
-      [truth, prediction], int32. Sums over images are exact.
+      The counts [truth, prediction], int32.
 
     Raises:
-      ValueError: if the shapes differ, or a pixel that is not void is predicted as a
-        class that does not exist.
+      ValueError: If the shapes differ, or a non-void pixel has an invalid prediction.
     """
     if jnp.shape(labels) != jnp.shape(predictions):
         raise ValueError(
-            f"labels {jnp.shape(labels)} and predictions {jnp.shape(predictions)} "
-            "differ in shape"
+            f"labels have shape {jnp.shape(labels)}, but predictions have shape "
+            f"{jnp.shape(predictions)}"
         )
     is_traced = any(isinstance(x, jax.core.Tracer) for x in (labels, predictions))
     if not is_traced:
@@ -51,7 +50,7 @@ def confusion_matrix(
 def _to_classes(
     values: Integer[ArrayLike, "..."], num_classes: int
 ) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
-    """Values as int32, and which of them are classes; compared in their own dtype."""
+    """Returns values as int32, and the mask of those that are classes."""
     values = values if isinstance(values, jax.Array) else np.asarray(values)
     is_class = (values >= 0) & (values < num_classes)
     return jnp.asarray(values).astype(jnp.int32), jnp.asarray(is_class)
@@ -66,22 +65,22 @@ def _check_predictions(
     unknown = counted & ((predictions < 0) | (predictions >= num_classes))
     if unknown.any():
         raise ValueError(
-            f"predictions hold class {predictions[unknown][0]}, expected 0 to "
+            f"predictions contain class {predictions[unknown][0]}, expected 0 to "
             f"{num_classes - 1}"
         )
 
 
 def mean_iou(confusion: Int[Array, "k k"]) -> Float[Array, ""]:
-    """Mean intersection over union of the classes that occur.
+    """Computes the mean intersection over union of the classes that occur.
 
     IoU_k = C[k, k] / (sum_j C[k, j] + sum_i C[i, k] - C[k, k])
 
     Args:
-      confusion: [truth, prediction], summed over the whole split.
+      confusion: The confusion matrix [truth, prediction], summed over the whole split.
 
     Returns:
-      A fraction. A class absent from truth and prediction is left out of the mean;
-      nan if all are.
+      A fraction. Classes absent from truth and prediction are excluded from the mean;
+      nan if all are absent.
     """
     confusion = jnp.asarray(confusion).astype(jnp.float32)
     intersection = jnp.diagonal(confusion)
@@ -94,15 +93,15 @@ def mean_iou(confusion: Int[Array, "k k"]) -> Float[Array, ""]:
 def compute_class_iou(
     confusion: Int[np.ndarray, "*batch k k"],
 ) -> Float[np.ndarray, "*batch k"]:
-    """Intersection over union of each class.
+    """Computes the intersection over union of each class.
 
     IoU_k = C[k, k] / (sum_j C[k, j] + sum_i C[i, k] - C[k, k])
 
     Args:
-      confusion: [truth, prediction], summed over the whole split.
+      confusion: The confusion matrix [truth, prediction], summed over the whole split.
 
     Returns:
-      Fractions; nan where a class is absent from truth and prediction.
+      Fractions; nan for classes absent from truth and prediction.
     """
     return divide(*compute_overlaps(confusion))
 
@@ -110,10 +109,10 @@ def compute_class_iou(
 def compute_mean_iou(
     confusion: Int[np.ndarray, "*batch k k"],
 ) -> Float[np.ndarray, "*batch"]:
-    """Mean of `compute_class_iou` over the classes that occur.
+    """Computes the mean of `compute_class_iou` over the classes that occur.
 
     Returns:
-      Fractions; nan where no class occurs. A 0-d array for one matrix.
+      Fractions; nan if no class occurs.
     """
     return average_present(compute_class_iou(confusion))
 
@@ -121,10 +120,10 @@ def compute_mean_iou(
 def compute_global_accuracy(
     confusion: Int[np.ndarray, "*batch k k"],
 ) -> Float[np.ndarray, "*batch"]:
-    """Share of the non-void pixels that are right: trace(C) / sum(C).
+    """Computes the share of correct non-void pixels, trace(C) / sum(C).
 
     Returns:
-      Fractions; nan where there is no pixel. A 0-d array for one matrix.
+      Fractions; nan if there are no pixels.
     """
     right = np.trace(confusion, axis1=-2, axis2=-1)
     return divide(right, confusion.sum(axis=(-2, -1)))
@@ -133,14 +132,14 @@ def compute_global_accuracy(
 def compute_overlaps(
     confusion: Int[np.ndarray, "*batch k k"],
 ) -> tuple[Int[np.ndarray, "*batch k"], Int[np.ndarray, "*batch k"]]:
-    """Intersection and union of truth and prediction, in pixels, a class."""
+    """Computes intersection and union of truth and prediction in pixels per class."""
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.int64)
     union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection
     return intersection, union
 
 
 def average_present(iou: Float[np.ndarray, "*batch k"]) -> Float[np.ndarray, "*batch"]:
-    """Mean over the classes that are not nan."""
+    """Computes the mean over the classes that are not nan."""
     return divide(np.nansum(iou, axis=-1), (~np.isnan(iou)).sum(axis=-1))
 
 
@@ -148,6 +147,6 @@ def divide(
     numerator: Real[np.ndarray | np.number, "*shape"],
     denominator: Real[np.ndarray | np.number, "*shape"],
 ) -> Float[np.ndarray, "*shape"]:
-    """Divides; nan where the denominator is 0."""
+    """Divides elementwise; nan where the denominator is 0."""
     quotient = np.full(np.shape(denominator), np.nan)
     return np.divide(numerator, denominator, out=quotient, where=denominator > 0)

@@ -1,4 +1,4 @@
-"""Convolution as one matrix product over patches."""
+"""Convolution as a matrix product with patches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +14,19 @@ def convolve_patches(
     padding: Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b _ _ d"]:
-    """Convolves at stride 1: gathers every patch, multiplies once.
+    """Convolves at stride 1 by one matrix product with all patches.
 
-    For large kernels over small maps, like FCN-8's fc6 (7x7 over 1/32 of the image).
-    There XLA on a CPU has no fast path for a padded convolution: at 7x7, 128 to 1024
-    channels, on 5x7 cells, 3.9 s against 0.02 s for this.
+    For large kernels on small maps, such as FCN-8's fc6 (7x7 at 1/32 of the image), for
+    which XLA has no fast padded convolution on CPUs: a 7x7 kernel with 128 to 1024
+    channels on 5x7 cells takes 3.9 s, and 0.02 s here.
 
     Args:
-      x: input.
-      kernel: as of `flax.linen.Conv`.
-      strides: ones.
-      padding: zeros before and after the two spatial axes.
-      **options: the rest of `jax.lax.conv_general_dilated`'s arguments, at their
-        defaults; the signature is what `flax.linen.Conv.conv_general_dilated` takes.
+      x: The input.
+      kernel: The kernel, as in `flax.linen.Conv`.
+      strides: Ones.
+      padding: The zeros before and after the two spatial axes.
+      **options: The other arguments of `jax.lax.conv_general_dilated`, at their
+        defaults, so that the function can be passed to `flax.linen.Conv`.
 
     Returns:
       [b, h + padding - i + 1, w + padding - j + 1, d].
@@ -41,11 +41,11 @@ def convolve_patches(
 def gather_patches(
     x: Float[Array, "b h w c"], size: tuple[int, int]
 ) -> Float[Array, "b _ _ p"]:
-    """Lays out the windows of a size that lie in x, one position apart.
+    """Gathers all windows of a size at stride 1.
 
     Args:
-      x: input.
-      size: (rows, columns) of a window.
+      x: The input.
+      size: The (rows, columns) of a window.
 
     Returns:
       [b, h - rows + 1, w - columns + 1, rows * columns * c], by row, column, channel.

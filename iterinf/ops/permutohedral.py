@@ -13,42 +13,43 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iterinf.ops.uint64 import Codes, negate, search, shift_word, sort_codes
 
-_LANES = 4  # entries of one vertex that the splat sums before it scatters
-_CHUNK = 1 << 14  # vertices whose neighbours a CPU, with its caches, looks up at a time
-_SMALLEST = 1 << 12  # vertices: fewer are not worth a program of their own
+_LANES = 4  # entries of a vertex that the splat sums before it scatters
+_CHUNK = 1 << 14  # vertices per neighbour lookup on a CPU, for its caches
+_SMALLEST = 1 << 12  # smallest size, in vertices, with its own program
 _FARTHEST = 1 << 16  # standard deviations
 _SHARES = (64, 32, 16, 8, 4, 2, 1)
 
 
 class Lattice(NamedTuple):
-    """The lattice vertices round n points in d dimensions, v = d + 1 round each.
+    """The lattice vertices around n points in d dimensions, v = d + 1 per point.
 
-    Each vertex has a remainder 0..d; a point lies among one of each. Arrays have room
-    for the most vertices there can be, m = n v; no capacity can be exceeded.
+    Each vertex has a remainder 0..d; the simplex of a point has one vertex of each.
+    Arrays have room for the maximum number of vertices, m = n v.
     """
 
     weights: Float[Array, "v n"]  # barycentric, by remainder; sum to one over v
-    vertices: Int[Array, "v n"]  # numbers of the vertices round each point
+    vertices: Int[Array, "v n"]  # indices of the vertices around each point
     neighbors: Int[Array, "v 2 m"]  # of each vertex along v directions; m: none
-    lane_points: Int[Array, "lanes m"]  # entries by vertex, up to 4 in a group
-    lane_weights: Float[Array, "lanes m"]  # of them; 0: no entry
-    group_vertices: Int[Array, " m"]  # whose entries each group holds; m: no group
-    num_vertices: Int[Array, ""]  # in use
+    lane_points: Int[Array, "lanes m"]  # entries by vertex, up to 4 per group
+    lane_weights: Float[Array, "lanes m"]  # their weights; 0: no entry
+    group_vertices: Int[Array, " m"]  # vertex of each group; m: no group
+    num_vertices: Int[Array, ""]  # number of vertices in use
 
 
 def build_lattice(features: Float[Array, "n d"]) -> Lattice:
-    """Finds the vertices round every point, and their neighbours.
+    """Finds the vertices around every point, and their neighbours.
 
-    Exact for any number of vertices: they are told apart by sorting, not by a table of
-    limited size.
+    Exact for any number of vertices: they are identified by sorting, not by a hash
+    table of limited size.
 
     Args:
-      features: of n >= 1 points in d >= 1 dimensions, in standard deviations of the
-        Gaussian. Gradients reach `weights`; in a simplex these are linear.
+      features: The features of n >= 1 points in d >= 1 dimensions, in standard
+        deviations of the Gaussian. Gradients flow through `weights`, which are linear
+        within a simplex.
 
     Returns:
       The lattice. Its weights are nan if a feature is nan or beyond +-2^16, where
-      float32 places no point in its cell, or if the bounding box has over 2^64 cells.
+      float32 cannot resolve cells, or if the bounding box has over 2^64 cells.
 
     Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the
       Permutohedral Lattice", sections 3.1 and 3.2.
@@ -73,13 +74,13 @@ def build_lattice(features: Float[Array, "n d"]) -> Lattice:
 
 
 def fits_lattice(extents: Float[np.ndarray, " d"]) -> bool:
-    """Tells whether `build_lattice` can place any points of a box.
+    """Whether the lattice of any points in a box is certain to be finite.
 
     Args:
-      extents: sides of the box, in standard deviations; one corner is the origin.
+      extents: The sides of the box in standard deviations; one corner is the origin.
 
     Returns:
-      True where no lattice can have nan; False does not say that one has.
+      True if no lattice can have nan; False if one might.
     """
     if np.max(extents) >= _FARTHEST:
         return False
@@ -94,14 +95,13 @@ def filter_on_lattice(
     """Sums the values of all points, weighted by a Gaussian of their distance.
 
     out_i ~ sum_j exp(-|f_i - f_j|^2 / 2) values_j, up to a constant factor: splat to
-    the vertices, blur by [1/2 1 1/2] along v directions, slice back, divide by the
-    1 + 2^-d that blurring returns to a vertex of its own value. Linear in the values.
-    Differentiable in them and in the lattice's weights, in reverse mode; a second
-    time in the values alone.
+    the vertices, blur by [1/2 1 1/2] along v directions, slice, and divide by 1 + 2^-d,
+    the gain of the blur at a vertex. Linear in the values. Differentiable in the values
+    and the lattice's weights, in reverse mode, and a second time in the values only.
 
     Args:
-      lattice: of the points.
-      values: c channels.
+      lattice: The lattice of the points.
+      values: The values, c channels.
 
     Source: Adams, Baek & Davis 2010, section 3.3; its factor 1 / (1 + 2^-d) as in
       Kraehenbuehl & Koltun's code.
@@ -112,13 +112,13 @@ def filter_on_lattice(
 def filter_exactly(
     features: Float[Array, "n d"], values: Float[Array, "n c"]
 ) -> Float[Array, "n c"]:
-    """The sum that the lattice approximates, in n^2 steps and O(n c) memory.
+    """Computes the sum that the lattice approximates, in O(n^2) time and O(n c) memory.
 
     out_i = sum_j exp(-|f_i - f_j|^2 / 2) values_j.
 
     Args:
-      features: in standard deviations.
-      values: c channels.
+      features: The features of the points in standard deviations.
+      values: The values, c channels.
     """
 
     @jax.checkpoint
@@ -132,11 +132,11 @@ def filter_exactly(
 def _locate(
     features: Float[Array, "n d"],
 ) -> tuple[Int[Array, "v n"], Int[Array, "v n"], Float[Array, "v n"]]:
-    """Finds the simplex round every point.
+    """Finds the simplex around every point.
 
     Returns:
-      The cell of its vertex of remainder 0 (its lattice coordinates / v), the rank of
-      each coordinate's distance from there (largest first), and barycentric weights by
+      The cell of the vertex of remainder 0 (its lattice coordinates / v), the rank of
+      each coordinate's distance from it (largest first), and the barycentric weights by
       remainder.
     """
     d = features.shape[1]
@@ -147,7 +147,7 @@ def _locate(
     cells = jnp.round(fixed).astype(jnp.int32)
     above = fixed - cells
     ranks = [cells.sum(axis=0)] * v
-    for i, j in combinations(range(v), 2):  # of equal ones, the first is first
+    for i, j in combinations(range(v), 2):  # ties keep their order
         is_after = (above[i] < above[j]).astype(jnp.int32)
         ranks[i], ranks[j] = ranks[i] + is_after, ranks[j] + 1 - is_after
     rank = jnp.stack(ranks)
@@ -162,7 +162,7 @@ def _locate(
 
 
 def _make_elevation(d: int) -> Float[np.ndarray, "v d"]:
-    """Maps features to the plane of the lattice, whose cells are then of length 1."""
+    """Creates the map from features to the lattice's plane, with cells of length 1."""
     index = np.arange(1, d + 1)
     scale = math.sqrt(2 / 3) / np.sqrt(index * (index + 1))
     basis = np.triu(np.ones((d + 1, d))) - np.diag(index, -1)[:, :d]
@@ -172,13 +172,13 @@ def _make_elevation(d: int) -> Float[np.ndarray, "v d"]:
 def _encode(
     cells: Int[Array, "v n"], rank: Int[Array, "v n"]
 ) -> tuple[Codes, Int[Array, " d"], Int[Array, ""]]:
-    """Writes each vertex's first d cell coordinates side by side into 64 bits.
+    """Packs the first d cell coordinates of each vertex into 64 bits.
 
-    The vertex of remainder k lies at cell coordinate -1 of those ranked above d - k.
+    The vertex of remainder k is one cell lower in the coordinates ranked above d - k.
     Fields have room for one step beyond the outermost vertex.
 
     Returns:
-      Codes [remainder, point], the lowest bit of every field, bits in use.
+      The codes [remainder, point], the lowest bit of every field, and the bits in use.
     """
     v = len(cells)
     lowest = cells[:-1].min(axis=1) - 2
@@ -204,15 +204,15 @@ def _find_neighbors(
 ) -> Int[Array, "v 2 m"]:
     """Looks up the vertices one step away along v directions.
 
-    A step along direction j adds 1 to all lattice coordinates but the j-th, from which
-    it takes d: from remainder k < d to k + 1 in the same cell, but for one step back
-    along j; from remainder d to 0 one cell on, but along j.
+    A step along direction j adds 1 to all lattice coordinates except the j-th, from
+    which it subtracts d. It leads from remainder k < d to k + 1, one cell back along j;
+    and from remainder d to 0, one cell forward in all coordinates except j.
     """
     v, n = is_first.shape
     m = v * n
     slot = jnp.where(is_first, number, m).reshape(-1)
     remainder = jnp.repeat(jnp.arange(v, dtype=jnp.int32), n)
-    # By vertex: its code and its remainder.
+    # The code and the remainder of each vertex.
     codes = Codes(*(_scatter(word.reshape(-1), slot) for word in codes))
     remainders = _scatter(remainder, slot)
     ends = number[:, -1] + 1
@@ -258,14 +258,14 @@ def _find_neighbors(
         nowhere = jnp.full((v, 2, m), m, jnp.int32)
         return jax.lax.fori_loop(0, num_chunks, partial(find_in_chunk, chunk), nowhere)
 
-    # Elsewhere every step of a loop waits for the host.
+    # On other devices every step of a loop waits for the host.
     return jax.lax.platform_dependent(
         cpu=partial(find_in_chunks, min(m, _CHUNK)), default=partial(find_in_chunks, m)
     )
 
 
 def _scatter(values: Array, slot: Int[Array, " m"]) -> Array:
-    """Values of first entries, by vertex."""
+    """Scatters the values of first entries to their vertices."""
     return jnp.zeros_like(values).at[slot].set(values, mode="drop")
 
 
@@ -275,10 +275,10 @@ def _group_entries(
     is_first: Bool[Array, "v n"],
     number: Int[Array, "v n"],
 ) -> dict[str, Array]:
-    """Lays the entries of every vertex into groups of `_LANES`.
+    """Arranges the entries of every vertex in groups of `_LANES`.
 
-    The splat gathers and sums a lane at a time and scatters sums alone: on a CPU five
-    times faster than scattering every entry.
+    The splat gathers and sums lanes, and scatters only the sums: on a CPU five times
+    faster than scattering every entry.
     """
     m = order.size
     places = jnp.arange(m, dtype=jnp.int32)
@@ -299,8 +299,8 @@ def _group_entries(
 def _switch_by_size(compute: Callable[[int], Any], lattice: Lattice) -> Any:
     """Calls `compute` with the smallest size that holds all vertices.
 
-    Sizes are m, m / 2, m / 4 .. m / 64: memory and time follow the vertices that there
-    are, although shapes are static.
+    Sizes are m, m / 2, m / 4 .. m / 64, so that memory and time scale with the number
+    of vertices in use although shapes are static.
     """
     m = lattice.group_vertices.size
     sizes = [-(-m // share) for share in _SHARES]
@@ -325,7 +325,7 @@ def _filter_forward(weights, lattice, values):
 
 
 def _filter_backward(residuals, cotangent):
-    """The transpose blurs in the opposite order; the weights enter twice."""
+    """Computes the transpose, which blurs in reverse; the weights enter twice."""
     weights, lattice, values = residuals
     weights = _refuse_derivatives(weights)
 
@@ -348,15 +348,15 @@ _filter.defvjp(_filter_forward, _filter_backward)
 
 @jax.custom_jvp
 def _refuse_derivatives(weights: Float[Array, "v n"]) -> Float[Array, "v n"]:
-    """The identity; the lattice splats by weights that no derivative can follow."""
+    """The identity, whose derivative raises: the splat's weights are not traced."""
     return weights
 
 
 @_refuse_derivatives.defjvp
 def _raise_error(primals, tangents):
     raise NotImplementedError(
-        "the features of a permutohedral lattice have first derivatives alone; "
-        "filter_exactly has all"
+        "the permutohedral lattice has only first derivatives in its features; "
+        "use filter_exactly for higher ones"
     )
 
 
@@ -368,7 +368,7 @@ def _make_zero_cotangent(x: Array) -> Any:
 def _splat_and_blur(
     size: int, lattice: Lattice, values: Float[Array, "n c"], *, reverse: bool = False
 ) -> Float[Array, "{size}+1 c"]:
-    """Values at the vertices; the last row, 0, stands for those that are not there."""
+    """Computes the values at the vertices, and a last row of 0 for missing ones."""
     m = lattice.group_vertices.size
     num_groups = min(m, -(-(m + (_LANES - 1) * size) // _LANES))
     sums = sum(
@@ -392,11 +392,11 @@ def _splat_and_blur(
 def _slice(
     weights: Float[Array, "v n"], vertices: Int[Array, "v n"], x: Float[Array, "m c"]
 ) -> Float[Array, "n c"]:
-    """Interpolates between the vertices round each point."""
+    """Interpolates between the vertices around each point."""
     sliced = sum(w[:, None] * x[v] for w, v in zip(weights, vertices, strict=True))
     return sliced / _compute_gain(len(weights))
 
 
 def _compute_gain(v: int) -> float:
-    """What blurring returns of a vertex's own value to it."""
+    """Returns the weight of a vertex's own value after the blur."""
     return 1 + 2.0 ** (1 - v)

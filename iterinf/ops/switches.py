@@ -1,7 +1,7 @@
-"""Max pooling that remembers where each maximum was, and its inverse.
+"""Max pooling with switches (the positions of the maxima), and unpooling.
 
-Strided slices and selects instead of windows: on a CPU the gradient of
-`flax.linen.max_pool` (select-and-scatter) takes about ten times as long.
+Implemented with strided slices and selects: on a CPU the gradient of
+`flax.linen.max_pool` (select-and-scatter) is about ten times slower.
 """
 
 import jax
@@ -40,7 +40,7 @@ def _unpool_even(x, switches, fill=0.0):
 def join_corners(
     corners: list[Float[Array, "b h w c"]],
 ) -> Float[Array, "b 2*h 2*w c"]:
-    """Makes 2x2 windows of four maps: at 2 * row + column, the map of that number."""
+    """Interleaves four maps to 2x2 windows; map 2 * row + column is at (row, column)."""
     b, h, w, c = corners[0].shape
     rows = [jnp.stack(corners[i : i + 2], axis=3) for i in (0, 2)]  # b h w 2 c
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
@@ -49,17 +49,17 @@ def join_corners(
 def max_pool_with_switches(
     x: Float[Array, "b h w c"],
 ) -> tuple[Float[Array, "b h//2 w//2 c"], UInt8[Array, "b h//2 w//2 c"]]:
-    """Takes the maximum of every 2x2 window and says where it stood.
+    """Computes the maximum of every 2x2 window and its position.
 
     pooled = max(x[2i, 2j], x[2i, 2j+1], x[2i+1, 2j], x[2i+1, 2j+1])
 
     Args:
-      x: any real values. A last odd row or column is dropped.
+      x: The input; an odd last row or column is dropped.
 
     Returns:
-      pooled: the maxima. Their gradient goes to the switch's position alone.
-      switches: 2 * row + column of the maximum in its window, 0..3; the first of
-        equals.
+      pooled: The maxima, whose gradient flows to the switch's position only.
+      switches: The position 2 * row + column of the maximum in its window, 0..3; the
+        first position on ties.
 
     Source: paper, section 4.3; Zeiler et al. 2011 ("switches").
     """
@@ -74,21 +74,21 @@ def max_unpool(
     *,
     fill: float = 0.0,
 ) -> Float[Array, "b _ _ c"]:
-    """Puts each value back where its maximum stood, `fill` times it elsewhere.
+    """Puts each value at the position of its maximum, and `fill` times it elsewhere.
 
     Args:
-      x: values, one a window.
-      switches: positions in the window, from `max_pool_with_switches`.
-      shape: (height, width) of the result, 2h or 2h + 1 by 2w or 2w + 1: an odd last
-        row or column is filled with zeros.
-      fill: what share of its value the other three positions of a window get: 0 is
-        unpooling as published, 1 is nearest-neighbour upsampling.
+      x: The values, one per window.
+      switches: The positions in the windows, from `max_pool_with_switches`.
+      shape: The (height, width) of the result, 2h or 2h + 1 by 2w or 2w + 1; an odd
+        last row or column is zero.
+      fill: The factor for the other three positions of a window: 0 is unpooling as
+        published, 1 is nearest-neighbour upsampling.
 
     Returns:
-      The unpooled map, of x's dtype.
+      The unpooled map, in the dtype of x.
 
     Raises:
-      ValueError: if the windows do not tile `shape`.
+      ValueError: If the windows do not tile `shape`.
 
     Source: paper, section 4.3; equals `torch.nn.functional.max_unpool2d`.
     """

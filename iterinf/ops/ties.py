@@ -1,6 +1,6 @@
-"""Max pooling and unpooling with every position that ties for the maximum.
+"""Max pooling and unpooling with all positions tied for the maximum.
 
-As the code released in 2017 has it. After a ReLU ties are common: its zeros are equal.
+As in the code released in 2017. Ties are common after a ReLU, between zeros.
 """
 
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ from iterinf.types import Size
 def max_pool_with_ties(
     x: Float[Array, "b h w c"],
 ) -> tuple[Float[Array, "b h//2 w//2 c"], UInt8[Array, "b h//2 w//2 c"]]:
-    """Takes the maximum of every 2x2 window and says where it was reached.
+    """Computes the maximum of every 2x2 window and all its positions.
 
     Args:
-      x: any real values. A last odd row or column is dropped.
+      x: The input; an odd last row or column is dropped.
 
     Returns:
-      pooled: the maxima.
-      ties: bit 2 * row + column of each is set where the window's value is the maximum.
+      pooled: The maxima.
+      ties: Bit sets of the positions 2 * row + column of the maximum.
     """
     height, width = (size // 2 * 2 for size in x.shape[1:3])
     corners = [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
@@ -40,16 +40,16 @@ def max_unpool_ties(
     *,
     fill: float = 0.0,
 ) -> Float[Array, "b _ _ c"]:
-    """Puts each value back to every position where its maximum stood.
+    """Puts each value at all positions of its maximum, and `fill` times it elsewhere.
 
     Args:
-      x: values, one a window.
-      ties: from `max_pool_with_ties`.
-      shape: (height, width) of the result; an odd last row or column is zeros.
-      fill: what share of its value the other positions of a window get.
+      x: The values, one per window.
+      ties: The positions, from `max_pool_with_ties`.
+      shape: The (height, width) of the result; an odd last row or column is zero.
+      fill: The factor for the other positions of a window.
 
     Returns:
-      The unpooled map, of x's dtype.
+      The unpooled map, in the dtype of x.
     """
     rest = fill * x if fill else jnp.zeros((), x.dtype)
     unpooled = join_corners(

@@ -1,4 +1,4 @@
-"""Integers of 64 bits, as two words of 32: XLA's are only that long by default."""
+"""64-bit integers as two 32-bit words, since JAX has no 64-bit ones by default."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ from jaxtyping import Array, Bool, Int, UInt32
 
 
 class Codes(NamedTuple):
-    """An array of integers of 64 bits."""
+    """An array of unsigned 64-bit integers."""
 
     high: UInt32[Array, "*shape"]
     low: UInt32[Array, "*shape"]
 
     def at_order(self, order: Int[Array, "v n"]) -> "Codes":
-        """Those of every row in another order."""
+        """Reorders every row."""
         return Codes(*(jnp.take_along_axis(word, order, axis=1) for word in self))
 
     def differ_from_previous(self) -> Bool[Array, "v n"]:
-        """Whether each is another than the one before it in its row; the first is."""
+        """Whether each differs from the previous one in its row; True for the first."""
         different = [word[:, 1:] != word[:, :-1] for word in self]
         return jnp.pad(different[0] | different[1], ((0, 0), (1, 0)), constant_values=1)
 
@@ -30,14 +30,14 @@ class Codes(NamedTuple):
 
 
 def sort_codes(codes: Codes, num_bits: Int[Array, ""]) -> Int[Array, "v n"]:
-    """Sorts every row; returns places.
+    """Returns the order that sorts every row.
 
-    A radix sort: each pass sorts words made of a few bits of the code and of the place
-    so far, which XLA does several times faster than a sort of pairs.
+    A radix sort: each pass sorts words that combine a few bits of the code with the
+    current position, several times faster in XLA than sorting pairs.
 
     Args:
-      codes: v rows of n.
-      num_bits: of the largest; those above are not looked at.
+      codes: The codes, v rows of n.
+      num_bits: The number of bits of the largest code.
     """
     n = codes.low.shape[1]
     place_bits = max(1, math.ceil(math.log2(n)))
@@ -50,7 +50,7 @@ def sort_codes(codes: Codes, num_bits: Int[Array, ""]) -> Int[Array, "v n"]:
         words = jax.lax.sort((digit << place_bits) | places)
         return order[(words & ((1 << place_bits) - 1)).astype(jnp.int32)]
 
-    def sort_pass(i, orders):  # rows apart: XLA then sorts several at a time
+    def sort_pass(i, orders):  # separate rows, which XLA sorts in parallel
         return [sort_row(i, *row) for row in zip(orders, *codes, strict=True)]
 
     start = [places.astype(jnp.int32)] * len(codes.low)
@@ -65,9 +65,9 @@ def search(
     last: Int[Array, " q"],
     longest: Int[Array, ""],
 ) -> Int[Array, " q"]:
-    """Binary search: the first place in [first, last) whose code is not below.
+    """Finds the first position in [first, last) whose code is not below the query.
 
-    No interval has more than `longest` places.
+    A binary search; `longest` is the length of the longest interval.
     """
 
     def halve(_, bounds):
@@ -85,12 +85,12 @@ def search(
 
 
 def negate(code: Codes) -> Codes:
-    """Two's complement."""
+    """Computes the two's complement."""
     return Codes(~code.high, ~code.low) + Codes(jnp.uint32(0), jnp.uint32(1))
 
 
 def shift_word(word: UInt32[Array, "*shape"], places: Any) -> UInt32[Array, "*shape"]:
-    """Moves bits up, or down where places is negative."""
+    """Shifts bits left, or right where `places` is negative."""
     amount = jnp.abs(places).astype(jnp.uint32)
     amount = jnp.broadcast_to(amount, word.shape)
     return jnp.where(

@@ -1,1 +1,1 @@
-"""A finished workdir on new images, and its export."""
+"""Prediction on new images with a finished workdir, and export."""

@@ -1,4 +1,4 @@
-"""A finished workdir's networks as files that plain JAX reads, with a model card."""
+"""Export of a finished workdir's networks for plain JAX, with a model card."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ from iterinf.types import Batch, Candidate
 from iterinf.workdir import describe_input
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_LEAST = 64  # of heights and widths, unless training images are smaller
+_LEAST = 64  # minimum height and width, unless training images are smaller
 
 Weights = dict[str, Any]  # by name, e.g. segmenter/params/conv1_1/kernel
 
@@ -37,23 +37,23 @@ class Program(NamedTuple):
     """An exported function."""
 
     content: bytes
-    any_size: bool  # whether height and width of images are free; the batch size is
+    any_size: bool  # whether images may have any size; batches always may
 
 
 def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
     """Writes export/<refiner>/ into a workdir; needs no data.
 
-    segment_and_refine.jax  (weights, images) -> y; none, if the network ran elsewhere
-    refine.jax              (refiners' weights, y, features, images) -> y
-    weights.safetensors     of segmenter and refiner
-    README.md               the model card, with code that loads each
+    segment_and_refine.jax  (weights, images) -> y; absent for precomputed outputs
+    refine.jax              (refiner weights, y, features, images) -> y
+    weights.safetensors     the weights of segmenter and refiner
+    README.md               the model card, with code to load the files
 
     Args:
-      workdir: with a table.
-      refiner: a key of its config's `refiner`; "": every one of its table.
+      workdir: A workdir with a results table.
+      refiner: A key of its config's `refiner`; "" exports every refiner of its table.
 
     Raises:
-      UserError: if a package is missing, or the workdir is not finished.
+      UserError: If a package is missing or the workdir is not finished.
     """
     missing = [
         name
@@ -81,9 +81,9 @@ def _make_files(
     before = [config.refiner[followed].title] if followed else []
     results = read_results(workdir, pipeline.titles, *before)
     weights = flatten_weights(pipeline)
-    least = min(_LEAST, *pipeline.legend.size)
+    least = min(_LEAST, *pipeline.class_info.size)
     programs = {"refine.jax": export_refinement(pipeline, weights, least)}
-    if not pipeline.legend.outputs:
+    if not pipeline.class_info.outputs:
         whole = export_pipeline(pipeline, weights, least)
         programs["segment_and_refine.jax"] = whole
     metadata = {
@@ -94,7 +94,7 @@ def _make_files(
         "selection": json.dumps(pipeline.selection._asdict()),
         "stop": json.dumps(pipeline.stop),
         "input": json.dumps(describe_input(pipeline.segmenter)),
-        "classes": json.dumps(pipeline.legend.classes),
+        "classes": json.dumps(pipeline.class_info.classes),
     }
     contents = {file: program.content for file, program in programs.items()}
     contents["weights.safetensors"] = save(weights, metadata)
@@ -108,7 +108,7 @@ def _make_files(
             )
             for network in ("segmenter", "refiner")
         },
-        features=_describe_features(pipeline, describe_images(pipeline.legend)),
+        features=_describe_features(pipeline, describe_images(pipeline.class_info)),
         least=least if programs["refine.jax"].any_size else None,
     )
     contents["README.md"] = format_card(pipeline, config, results, files).encode()
@@ -116,7 +116,7 @@ def _make_files(
 
 
 def flatten_weights(pipeline: Pipeline) -> dict[str, np.ndarray]:
-    """All variables of both networks, float32, by their path."""
+    """Returns all variables of the networks, in float32, by path."""
     return jax.device_get(flatten_dict(pipeline.networks, sep="/"))
 
 
@@ -125,13 +125,13 @@ def export_pipeline(
 ) -> Program:
     """Exports (weights, images [b h w 3]) -> y [b h w k].
 
-    Weights are an argument, so that the program is small, and one copy of them serves
-    several programs.
+    The weights are an argument, so that the program is small and several programs can
+    share them.
 
     Args:
-      pipeline: of a segmenter that is run here.
-      weights: of `flatten_weights`.
-      least: height and width that images have at least.
+      pipeline: A pipeline whose segmenter is not precomputed.
+      weights: The result of `flatten_weights`.
+      least: The minimum height and width of images.
     """
 
     def segment_and_refine(
@@ -156,9 +156,9 @@ def export_refinement(
     """Exports (weights, y [b h w k], features, images [b h w 3]) -> y [b h w k].
 
     Args:
-      pipeline: whose refiner is exported.
-      weights: of `flatten_weights`; the function takes all but the segmenter's.
-      least: height and width that images have at least.
+      pipeline: The pipeline of the refiner.
+      weights: The result of `flatten_weights`; the program takes the refiners' only.
+      least: The minimum height and width of images.
     """
     own = {name: a for name, a in weights.items() if name.startswith("refiner")}
 
@@ -172,7 +172,7 @@ def export_refinement(
         return pipeline.refine(_nest(weights), candidate).y
 
     def describe(batch: Batch) -> tuple:
-        shape = (*batch.image.shape[:3], len(pipeline.legend.classes))
+        shape = (*batch.image.shape[:3], len(pipeline.class_info.classes))
         y = jax.ShapeDtypeStruct(shape, jnp.float32)
         features = _describe_features(pipeline, batch)
         return _describe(own), y, features, batch.image
@@ -188,12 +188,12 @@ def _export(
 ) -> Program:
     """Exports for images of any size, or else of the training images' size.
 
-    The sort in the lattice of a dense CRF is laid out for a number of pixels.
+    The lattice of a dense CRF needs a static number of pixels.
     """
 
     def export(dimensions: str, *constraints: str) -> bytes:
         shape = jax.export.symbolic_shape(dimensions, constraints=constraints)
-        arguments = describe(describe_images(pipeline.legend, shape))
+        arguments = describe(describe_images(pipeline.class_info, shape))
         exported = jax.export.export(jax.jit(function), platforms=_PLATFORMS)
         return bytes(exported(*arguments).serialize())
 
@@ -201,8 +201,8 @@ def _export(
         return Program(
             export("b, h, w", f"h >= {least}", f"w >= {least}"), any_size=True
         )
-    except Exception:  # of many kinds, by whichever operation needs to know the size
-        height, width = pipeline.legend.size
+    except Exception:  # the type depends on the operation that needs a static size
+        height, width = pipeline.class_info.size
         return Program(export(f"b, {height}, {width}"), any_size=False)
 
 
@@ -219,7 +219,7 @@ def _describe(weights: Mapping[str, np.ndarray]) -> Weights:
 
 
 def _describe_features(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:
-    """Shapes of the features that the refiner reads beside the image; float32."""
+    """Returns the shapes of the features that the refiners read, without the image."""
     candidate = jax.eval_shape(pipeline.propose, pipeline.networks, batch)
     refiners = (pipeline.refiner, pipeline.before and pipeline.before.refiner)
     return {

@@ -1,15 +1,15 @@
-"""Predictions of picture files by a finished workdir, written as pictures.
+"""--mode=predict: predictions of a finished workdir on image files.
 
-    labels/NAME.png        class ids at the picture's size, in the classes' colours
-    overlays/NAME.jpg      the same colours over the picture
-    before_after/NAME.png  picture, network, refined; at most 1000 pixels wide each
-    changes/NAME.png       pixels whose class the loop changed, in the new one's colour
-    trajectories/NAME.gif  if asked for: the label maps at the networks' scale, before
-    trajectories/NAME/     and after each iteration, also as 000.png, 001.png, ...
-    classes.json           what the ids mean, as iterinf/data/folder.py reads it
-    legend.png             the colours with the names of their classes
+    labels/NAME.png        label map at the image's size, with the class palette
+    overlays/NAME.jpg      label map blended with the image
+    before_after/NAME.png  image, segmenter, refined; each at most 1000 pixels wide
+    changes/NAME.png       pixels whose class refinement changed, in the new colour
+    trajectories/NAME.gif  optional: label maps at the networks' scale, before and
+    trajectories/NAME/     after each iteration, also as 000.png, 001.png, ...
+    classes.json           names and colours of the ids, see iterinf/data/folder.py
+    legend.png             names and colours of the classes
 
-NAME is that of the picture, with the folders below the one that holds all pictures.
+NAME is the path of the image below the common parent of all images, without extension.
 """
 
 import contextlib
@@ -61,23 +61,23 @@ def predict_files(
     probabilities: str = "",
     show_progress: bool = True,
 ) -> None:
-    """Predicts pictures and writes what is listed above.
+    """Predicts images and writes the files listed above.
 
     Args:
-      workdir: of a finished experiment; nothing is written there.
-      images: a picture, a folder of them, or a pattern.
-      output: the folder to write to.
-      scale: see `iterinf.prediction.predictor.Predictor`.
-      refiner: a key of the workdir's config; "": the last row of its table.
-      batch_size: the most pictures that are predicted at a time.
-      trajectory: whether to write every iteration.
-      probabilities: a folder of NAME.npy or NAME.npz (iterinf/data/external.py), the
-        probabilities of another network, to be refined in place of the segmenter's.
-      show_progress: by a bar.
+      workdir: The workdir of a finished experiment; it is only read.
+      images: An image, a folder of images, or a glob pattern.
+      output: The output folder.
+      scale: The scale of the networks, see `iterinf.prediction.predictor.Predictor`.
+      refiner: A key of the workdir's config; "" is the last row of its table.
+      batch_size: The maximum number of images per batch.
+      trajectory: Whether to write the label maps of every iteration.
+      probabilities: A folder of NAME.npy or NAME.npz (see iterinf/data/external.py)
+        with another network's probabilities, which replace the segmenter's.
+      show_progress: Whether to show a progress bar.
 
     Raises:
-      UserError: if nothing can be predicted at all; or at the end, if some pictures
-        could not be used: each was named on stderr, and the others are written.
+      UserError: If no image can be predicted; or at the end, if some images failed:
+        each failure is printed to stderr, and the other images are written.
     """
     _check_options(images, output, scale, batch_size)
     names = find_pictures(images)
@@ -107,8 +107,8 @@ def predict_files(
             legend = {}
             bar.update()
     if failures:
-        count = f"{len(failures)} of {len(names)} pictures"
-        raise UserError(f"{count} could not be used, each is named above")
+        count = f"{len(failures)} of {len(names)} images"
+        raise UserError(f"{count} could not be predicted, see the errors above")
 
 
 def _prepare_all(
@@ -117,7 +117,7 @@ def _prepare_all(
     probabilities: str,
     complain: Callable[[UserError], None],
 ) -> Iterator[Picture]:
-    """Reads pictures, those of one size at the networks' scale after each other."""
+    """Reads images, grouped by their size at the networks' scale."""
     for path in sorted(names, key=lambda path: _find_size(path, predictor)):
         try:
             outputs = _read_outputs(probabilities, names[path])
@@ -142,16 +142,16 @@ def _keep_finite(
 
 
 def find_pictures(images: str) -> dict[Path, str]:
-    """Finds pictures, and a name for each: its path below the folder of all of them.
+    """Finds images and names each by its path below their common parent.
 
     Args:
-      images: a picture, a folder of them, or a pattern; `**` in it means any folders.
+      images: An image, a folder of images, or a glob pattern; `**` matches any folders.
 
     Returns:
-      Names by path, in order.
+      The names by path, sorted.
 
     Raises:
-      UserError: if there is no picture, or two differ in their ending alone.
+      UserError: If there are no images, or two differ only in extension.
     """
     if Path(images).is_dir():
         found = [p for p in Path(images).iterdir() if p.suffix.lower() in _SUFFIXES]
@@ -162,12 +162,12 @@ def find_pictures(images: str) -> dict[Path, str]:
         found = [Path(path) for path in glob.glob(images, recursive=True)]
     paths = sorted(path for path in found if path.is_file())
     if not paths:
-        raise UserError(f"config.predict.images is {images!r}, and no picture is there")
+        raise UserError(f"config.predict.images is {images!r}, which matches no image")
     root = Path(os.path.commonpath([path.parent for path in paths]))
     names = {path: str(path.relative_to(root).with_suffix("")) for path in paths}
     for one, other in itertools.pairwise(sorted(paths, key=lambda p: names[p])):
         if names[one] == names[other]:
-            raise UserError(f"{one} and {other} have one name, expected two")
+            raise UserError(f"{one} and {other} differ only in extension; rename one")
     return names
 
 
@@ -178,10 +178,10 @@ def _check_options(
         if not value:
             raise UserError(f"--mode=predict needs --config.predict.{key}")
     if scale is not None and not scale > 0:
-        raise UserError(f"config.predict.scale is {scale}, expected a number above 0")
+        raise UserError(f"config.predict.scale is {scale}, expected a number > 0")
     if batch_size < 1:
         raise UserError(
-            f"config.predict.batch_size is {batch_size}, expected 1 or more"
+            f"config.predict.batch_size is {batch_size}, expected an integer >= 1"
         )
 
 
@@ -190,35 +190,35 @@ def _check_probabilities(
 ) -> None:
     if probabilities and not Path(probabilities).is_dir():
         raise UserError(
-            f"config.predict.probabilities is {probabilities!r}, expected a folder"
+            f"config.predict.probabilities is {probabilities!r}, which is not a folder"
         )
     if predictor.outputs and not probabilities:
         raise UserError(
-            f"the segmenter of {workdir} is a network that ran elsewhere, so "
-            "config.predict.probabilities must name the folder of its outputs"
+            f"the segmenter of {workdir} is precomputed; set "
+            "config.predict.probabilities to the folder of its outputs"
         )
 
 
 def _protect(paths: Iterable[Path], folder: Path, legend: Mapping[Path, bytes]) -> None:
-    """Raises UserError if what others wrote lies where results are written."""
+    """Raises UserError if results would overwrite foreign files."""
     path = folder / "classes.json"
     if path.exists() and path.read_bytes() != legend[path]:
         raise UserError(
-            f"{path} is there and tells of other classes; name another folder in "
+            f"{path} exists with different classes; choose another folder as "
             "config.predict.output"
         )
     for path in paths:
         for kind in _KINDS:
             if path.resolve().is_relative_to((folder / kind).resolve()):
                 raise UserError(
-                    f"{path} lies where results are written; name another folder than "
-                    f"{folder} in config.predict.output"
+                    f"input {path} is in the output folder {folder}; choose another "
+                    "folder as config.predict.output"
                 )
 
 
 def _find_size(path: Path, predictor: Predictor) -> Size:
-    """The size at the networks' scale: pictures of one size follow each other."""
-    with contextlib.suppress(UserError):  # it comes again, and is told, in its turn
+    """Returns the size of an image at the networks' scale, the sort key of images."""
+    with contextlib.suppress(UserError):  # reading the image raises it again
         return predictor.choose_size(read_size(path))
     return 0, 0
 
@@ -228,7 +228,7 @@ def _read_outputs(probabilities: str, name: str) -> Outputs:
 
 
 def _draw_legend(folder: Path, predictor: Predictor) -> dict[Path, bytes]:
-    """The files that say what the ids and colours of label maps mean."""
+    """Creates the files with the ids, names and colours of the classes."""
     colors = predictor.colors.tolist()
     classes = [
         {"name": name, "color": color}
@@ -245,7 +245,7 @@ def _draw_legend(folder: Path, predictor: Predictor) -> dict[Path, bytes]:
 def _draw(
     folder: Path, name: str, prediction: Prediction, colors: UInt8[np.ndarray, "_ 3"]
 ) -> dict[Path, bytes]:
-    """All files of a picture."""
+    """Creates all files of an image."""
     image = prediction.picture.image
     before, after = prediction.initial_labels, prediction.labels
     panels = place_side_by_side(image, (before, after), colors, width=_PANEL_WIDTH)

@@ -1,4 +1,4 @@
-"""A model card: what exported networks are, how to load them, and what they reach."""
+"""The model card of exported networks: description, usage and results."""
 
 import json
 import pathlib
@@ -9,17 +9,17 @@ import jax
 from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
-from iterinf.prediction.pipeline import Legend, Pipeline
+from iterinf.prediction.pipeline import ClassInfo, Pipeline
 from iterinf.report.results import SUFFIXES
 
 _DATA = {
     "camvid": "Trained on CamVid, which is CC BY-NC 4.0: not for commercial use. Its "
-    "training images are frames of three drives through Cambridge by day; other towns, "
-    "weathers and cameras were never seen.",
-    "streets": "Trained on drawings of streets that a program generates: it has never "
-    "seen a photograph, and is a demonstration.",
-    "folder": "Trained on images of its owner: their licence holds for what was "
-    "learned from them, and must be said here by whoever shares this.",
+    "training images are frames of three daytime drives through Cambridge; other "
+    "towns, weather and cameras are out of distribution.",
+    "streets": "Trained on synthetic drawings of streets only, not on photographs: a "
+    "demonstration.",
+    "folder": "Trained on private images: state their licence, which also covers these "
+    "weights, here before sharing them.",
 }
 
 _CITATION = """@article{romero2017image,
@@ -59,34 +59,34 @@ weights = jax.device_put(read_weights("weights.safetensors"))'''
 
 
 class Results(NamedTuple):
-    """What a table says of one refiner."""
+    """The results of one refiner."""
 
-    lines: Sequence[str]  # of the table in Markdown: header, rule, rows
+    lines: Sequence[str]  # Markdown table: header, rule, rows
     notes: Sequence[str]
     provenance: Mapping[str, Any]
 
 
 class Files(NamedTuple):
-    """What else the card says of the files beside it."""
+    """A description of the exported files."""
 
-    sizes: dict[str, int]  # bytes by name
+    sizes: dict[str, int]  # bytes by file name
     num_parameters: dict[str, int]  # of "segmenter" and "refiner"
     features: dict[str, Any]  # shapes that refine.jax reads for one training image
-    least: int | None  # height and width of images; None: those of training alone
+    least: int | None  # minimum image height and width; None: training size only
 
 
 def read_results(
     workdir: pathlib.Path, titles: tuple[str, str], *others: str
 ) -> Results:
-    """Reads the rows of a segmenter and of a refiner from a workdir's table.
+    """Reads the rows of a segmenter and a refiner from a workdir's table.
 
     Args:
-      workdir: of a finished experiment.
-      titles: of both, as in the table.
-      *others: titles of further networks whose training is described.
+      workdir: The workdir of a finished experiment.
+      titles: The titles of both in the table.
+      *others: The titles of other networks whose provenance is included.
 
     Raises:
-      UserError: if there is no table, or no such rows.
+      UserError: If there is no table or it lacks these rows.
     """
     folder = workdir / "results"
     try:
@@ -94,12 +94,14 @@ def read_results(
         lines = (folder / "table.md").read_text().splitlines()
     except OSError as error:
         raise UserError(
-            f"there is no table in {folder} for the model card; run --mode=report first"
+            f"{folder} has no results table; run --mode=report first"
         ) from error
     plain, refined = titles
     models = [row["model"] for row in document["rows"]]
     if refined not in models:
-        raise UserError(f"the table in {folder} has no {refined}; run --mode=report")
+        raise UserError(
+            f"the table in {folder} has no row {refined!r}; run --mode=report first"
+        )
     chosen = [
         line
         for model, line in zip(models, lines[2:], strict=False)
@@ -121,32 +123,32 @@ def read_results(
 def format_card(
     pipeline: Pipeline, config: ConfigDict, results: Results, files: Files
 ) -> str:
-    """Writes the card as Markdown; its Python runs where it lies, with JAX alone."""
+    """Formats the card as Markdown; its code needs only JAX and the card's folder."""
     sections = [
         f"# {pipeline.titles[1]}",
         *_describe(pipeline),
         "## Files",
         _format_files(files),
         "## Use",
-        f'With `pip install "jax>={jax.__version__}" flatbuffers` (versions of the six '
-        "months after it run these programs), on CPU, CUDA or TPU:",
+        f'Install `pip install "jax>={jax.__version__}" flatbuffers` (JAX versions '
+        "released within six months can run these programs). On CPU, CUDA or TPU:",
         f"```python\n{_READER}\n```",
-        *_format_calls(pipeline.legend, files),
+        *_format_calls(pipeline.class_info, files),
         "## Classes",
-        _format_classes(pipeline.legend),
+        _format_classes(pipeline.class_info),
         "## Training",
         _format_training(config, results.provenance),
         "## Results",
         "\n".join(results.lines),
-        "All in per cent, on test images that no choice was made on. `gain` is the "
-        "difference in mean IoU to the first row, in points, with its 95% paired "
-        "interval `gain_low` to `gain_high`. It covers images, not training seeds.",
+        "All values are in per cent, on test images not used for any choice. `gain` is "
+        "the difference in mean IoU from the first row, in percentage points, with its "
+        "95% paired interval `gain_low` to `gain_high`. The interval does not cover "
+        "training seeds.",
         *results.notes,
         "## Use and limits",
-        "For research on segmentation, on images like those it was trained on, at "
-        "their scale. Rare classes are the worst: see their columns above. The "
-        "probabilities are not calibrated. Nothing that people's safety depends on "
-        "may rest on it.",
+        "For research on segmentation, on images similar to the training images and at "
+        "their scale. Accuracy is lowest for rare classes, see the table above. The "
+        "probabilities are not calibrated. Not for safety-critical use.",
         _DATA.get(config.dataset.name, "The licence of the training data applies."),
         "## Citation",
         f"```bibtex\n{_CITATION}\n```",
@@ -155,7 +157,7 @@ def format_card(
 
 
 def _describe(pipeline: Pipeline) -> list[str]:
-    """What the networks do, and how validation has it done."""
+    """Describes the networks and the choices made on validation."""
     selection, (plain, title) = pipeline.selection, pipeline.titles
     chosen = [f"step size {selection.step_size:g}"]
     if first := pipeline.before:
@@ -164,13 +166,13 @@ def _describe(pipeline: Pipeline) -> list[str]:
     chosen += [f"{name} {value:g}" for name, value in selection.parameters.items()]
     chosen += [f"{selection.num_iterations} iterations"]
     refiner = title.removeprefix(f"{plain} + ")
-    stops = f" An image stops once |r(y) - y| is {pipeline.stop:g} on average."
+    stops = f" An image stops when the mean of |r(y) - y| is below {pipeline.stop:g}."
     return [
-        f"Says which of {len(pipeline.legend.classes)} classes every pixel of an image "
-        f"shows. {plain} proposes probabilities y; {refiner}, as r, then improves them "
-        "by iterative inference,",
+        f"Segments images into {len(pipeline.class_info.classes)} classes. {plain} "
+        f"predicts class probabilities y; {refiner}, denoted r, refines them by "
+        "iterative inference,",
         "    y  <-  clip(y + step_size * (r(y) - y), 0, 1)",
-        f"with {', '.join(chosen)}, as chosen on validation images."
+        f"with {', '.join(chosen)}, chosen on validation images."
         f"{stops if pipeline.stop else ''}",
     ]
 
@@ -178,25 +180,25 @@ def _describe(pipeline: Pipeline) -> list[str]:
 def _format_files(files: Files) -> str:
     segmenter, refiner = files.num_parameters.values()
     described = {
-        "segment_and_refine.jax": "images to refined probabilities",
-        "refine.jax": "probabilities of any network to refined ones",
+        "segment_and_refine.jax": "maps images to refined probabilities",
+        "refine.jax": "maps any network's probabilities to refined ones",
         "weights.safetensors": f"{segmenter:,} parameters of the segmenter, "
-        f"{refiner:,} of the refiner; config, commit and choice as metadata",
+        f"{refiner:,} of the refiner; config, commit and selection as metadata",
     }
     rows = [
         f"| `{name}` | {described[name]} | {files.sizes[name] / 1e3:,.0f} kB |"
         for name in described
         if name in files.sizes
     ]
-    return "\n".join(["| file | what | size |", "| --- | --- | ---: |", *rows])
+    return "\n".join(["| file | content | size |", "| --- | --- | ---: |", *rows])
 
 
-def _format_calls(legend: Legend, files: Files) -> list[str]:
-    height, width = legend.size
-    k = len(legend.classes)
+def _format_calls(class_info: ClassInfo, files: Files) -> list[str]:
+    height, width = class_info.size
+    k = len(class_info.classes)
     size = f"1, {height}, {width}"
-    free = f"any height and width from {files.least} pixels on"
-    which = free if files.least else f"{height}x{width} pixels, no other size"
+    free = f"height and width of at least {files.least} pixels"
+    which = free if files.least else f"exactly {height}x{width} pixels"
     features = "".join(
         f'\n    "{name}": np.zeros({shape.shape}, np.float32),'
         for name, shape in files.features.items()
@@ -217,11 +219,11 @@ refiner = {{n: array for n, array in weights.items() if n.startswith("refiner")}
 refine = read_function("refine.jax")
 y = refine(refiner, probabilities, features, images)
 ```"""
-    sections = [f"Batches of any number of images, of {which}."]
+    sections = [f"Batches may have any number of images, with {which}."]
     if "segment_and_refine.jax" in files.sizes:
         sections.append(whole)
     reads = (
-        "It reads features of the network it was trained with, in the shapes shown "
+        "It reads features of the segmenter it was trained with; the shapes shown are "
         f"for {height}x{width} pixels"
         if files.features
         else "It reads no features, so y may come from any network"
@@ -229,12 +231,12 @@ y = refine(refiner, probabilities, features, images)
     return [*sections, f"The refiner alone. {reads}:", refine]
 
 
-def _format_classes(legend: Legend) -> str:
-    names = [*legend.classes, "(void, never predicted)"]
+def _format_classes(class_info: ClassInfo) -> str:
+    names = [*class_info.classes, "(void, never predicted)"]
     rows = [
         f"| {label} | {name} | {color[0]}, {color[1]}, {color[2]} |"
         for label, (name, color) in enumerate(
-            zip(names, legend.colors.tolist(), strict=True)
+            zip(names, class_info.colors.tolist(), strict=True)
         )
     ]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""A finished workdir's networks and choices, read without its data."""
+"""Loading of a finished workdir's networks and choices, without its data."""
 
 import functools
 import json
@@ -37,55 +37,55 @@ from iterinf.workdir import has_checkpoint, match_input
 
 
 class Followed(NamedTuple):
-    """The choice of a refiner that another one starts from."""
+    """The choice of a refiner that another refiner follows."""
 
-    name: str  # its key in the config
+    name: str  # key in the config
     step_size: float
     num_iterations: int
     parameters: dict[str, float]
-    mean_iou: float  # on validation, a fraction: tells one training from another
+    mean_iou: float  # on validation, a fraction; distinguishes trainings
     stop: float
 
     def make_loop(self, refiner: nn.Module) -> Loop:
-        """The loop of this choice."""
+        """Returns the loop with this choice."""
         return Loop(refiner, self.step_size, self.num_iterations, self.stop)
 
 
-class Legend(NamedTuple):
-    """What a workdir knows of its data."""
+class ClassInfo(NamedTuple):
+    """The classes and image format of a workdir's data."""
 
     classes: tuple[str, ...]  # k names
     colors: UInt8[np.ndarray, "k+1 3"]  # RGB; the last is void
     size: tuple[int, int]  # height and width of the first training image
-    outputs: dict[str, int]  # channels by name, of a network that ran elsewhere
+    outputs: dict[str, int]  # number of channels of precomputed outputs, by name
 
 
 class Pipeline(NamedTuple):
-    """Image -> labelling: a segmenter, a refiner, and what validation chose."""
+    """A segmenter and a refiner, with the choices made on validation."""
 
     segmenter: nn.Module
     refiner: nn.Module
-    networks: Networks  # variables of both, and of the "refiner_before"
+    networks: Networks  # variables of both, and of a "refiner_before"
     selection: Selection
     stop: float  # tolerance of `iterinf.inference.stopping_step`; 0: no image stops
-    legend: Legend
+    class_info: ClassInfo
     titles: tuple[str, str]  # of segmenter and refiner, as in the table
-    before: Loop | None = None  # of the refiner that is followed, if any
+    before: Loop | None = None  # loop of the followed refiner, if any
 
     def propose(self, networks: Networks, batch: Batch) -> Candidate:
-        """Runs the segmenter; images in [0, 1]."""
+        """Computes the initial prediction; images are in [0, 1]."""
         return propose(self.segmenter, networks["segmenter"], batch)
 
     def refine(
         self, networks: Networks, candidate: Candidate, **options: Any
     ) -> Refinement:
-        """Iterates as validation chose, first the refiner that is followed, if any.
+        """Runs the loop of the followed refiner, if any, and then the refiner's own.
 
         Args:
-          networks: as the attribute; handed in, so that a compiled function need not
-            hold them as constants.
-          candidate: from `propose`, or made of another network's probabilities.
-          **options: of `iterinf.refine`, e.g. `observe`, a function of y.
+          networks: The variables, an argument so that compiled functions do not hold
+            them as constants.
+          candidate: The initial prediction.
+          **options: Options of `iterinf.refine`, e.g. `observe`, a function of y.
         """
         own = Loop(self.refiner, *self.selection[:2], self.stop)
         loops = {"refiner_before": self.before, "refiner": own}
@@ -102,16 +102,16 @@ class Pipeline(NamedTuple):
 def build_segmenter(
     config: ConfigDict, num_classes: int, workdir: pathlib.Path
 ) -> nn.Module:
-    """The segmenter of a config, without parameters.
+    """Creates the segmenter of a config, without parameters.
 
     Args:
-      config: as of configs/base.py.
-      num_classes: K.
-      workdir: says how images are normalised, once training has begun from weights of
-        another network; until then their file is read for that.
+      config: The config, see configs/base.py.
+      num_classes: The number of classes.
+      workdir: The workdir, which stores the input normalisation of pretrained weights
+        once training has begun; before that it is read from the weights file.
 
     Raises:
-      UserError: an unknown name or option, or if that file cannot be read.
+      UserError: If a name or option is unknown or the weights file cannot be read.
     """
     segmenter = create_segmenter(
         config.segmenter.name,
@@ -128,7 +128,7 @@ def build_segmenter(
 def build_refiner(
     config: ConfigDict, name: str, segmenter: nn.Module, num_classes: int
 ) -> nn.Module:
-    """A refiner of a config, for what its segmenter proposes, without parameters."""
+    """Creates a refiner of a config for its segmenter, without parameters."""
     settings = config.refiner[name]
     return create_refiner(
         settings.name,
@@ -140,15 +140,15 @@ def build_refiner(
 
 
 def set_test_dtype(network: nn.Module, config: ConfigDict) -> nn.Module:
-    """The network in the dtype of choices, counts, pictures and predictions."""
+    """Returns the network in the dtype of the sweep and all later stages."""
     return network.clone(dtype=jnp.dtype(config.evaluation.sweep_dtype or config.dtype))
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config that a workdir's results were made with.
+    """Reads the config of a workdir.
 
     Raises:
-      UserError: if there is none.
+      UserError: If there is none.
     """
     return ConfigDict(_freeze(_read_json(workdir / "config.json")))
 
@@ -156,57 +156,58 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 def read_followed(
     workdir: pathlib.Path, config: ConfigDict, name: str
 ) -> Followed | None:
-    """Reads the choice that a refiner starts from; None: it follows no other.
+    """Reads the choice of the refiner that this one follows; None if it follows none.
 
     Raises:
-      UserError: if that is not made yet, or is another than this refiner's own choice
-        was made with.
+      UserError: If that choice is missing, or has changed since this refiner's own
+        choice was made.
     """
     followed = find_followed(config.refiner[name])
     if not followed:
         return None
     chosen = _read_json(workdir / "refiners" / followed / "selection.json")["refined"]
-    chosen.pop("boundary_f1", None)  # earlier versions knew none
+    chosen.pop("boundary_f1", None)  # absent in earlier versions
     stop = config.refiner[followed].selection.stop
     found = Followed(name=followed, stop=stop, **chosen)
     path = workdir / "refiners" / name / "selection.json"
     if has_file(path) and _read_json(path).get("followed") != found._asdict():
         raise UserError(
-            f"{path} was chosen after another choice of {followed}; remove it to "
-            "choose anew"
+            f"{path} was made with another choice of {followed}; remove it to choose "
+            "again"
         )
     return found
 
 
 def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline:
-    """Reads networks and choices of an experiment.
+    """Reads the networks and choices of an experiment.
 
     Args:
-      workdir: of an experiment whose choices are made (`--mode=sweep` or later).
-      refiner: a key of its config's `refiner`; None: the last row of its table.
+      workdir: The workdir of an experiment after `--mode=sweep` or a later stage.
+      refiner: A key of its config's `refiner`; None for the last row of its table.
 
     Raises:
-      UserError: if the workdir holds no such refiner, or no choice for it yet; if an
-        image's labels would depend on those beside it.
+      UserError: If the workdir has no such refiner or no choice for it, or an image's
+        labels would depend on the rest of its batch.
     """
     config = read_config(workdir)
     name = config.refiners[-1] if refiner is None else refiner
     if name not in config.refiners:
         raise UserError(
-            f"{workdir} has no refiner {name!r}; it has {', '.join(config.refiners)}"
+            f"{workdir} has no refiner {name!r}, expected one of "
+            f"{', '.join(config.refiners)}"
         )
-    legend = _read_legend(workdir / "data.json")
+    class_info = _read_class_info(workdir / "data.json")
     content = _read_json(workdir / "refiners" / name / "selection.json")
     selection = Selection(**content["refined"])
-    segmenter = build_segmenter(config, len(legend.classes), workdir)
+    segmenter = build_segmenter(config, len(class_info.classes), workdir)
     if getattr(segmenter, "statistics", "") == "batch":
         raise UserError(
-            f"the segmenter of {workdir} normalises by the statistics of a batch, so "
-            "that an image's labels depend on the others; expected 'image' or 'running'"
+            f"config.segmenter.model.statistics of {workdir} is 'batch', so an image's "
+            "labels depend on the rest of its batch; expected 'image' or 'running'"
         )
-    frozen = {"segmenter": _restore_segmenter(workdir, config, segmenter, legend)}
+    frozen = {"segmenter": _restore_segmenter(workdir, config, segmenter, class_info)}
     restore = functools.partial(
-        _restore_refiner, workdir, config, segmenter, frozen, legend
+        _restore_refiner, workdir, config, segmenter, frozen, class_info
     )
     network, networks = restore(name, selection.parameters)
     followed, before = read_followed(workdir, config, name), None
@@ -221,19 +222,22 @@ def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline
         replicate(networks),
         selection,
         settings.selection.stop,
-        legend,
+        class_info,
         (config.segmenter.title, f"{config.segmenter.title} + {settings.title}"),
         before,
     )
 
 
 def _restore_segmenter(
-    workdir: pathlib.Path, config: ConfigDict, segmenter: nn.Module, legend: Legend
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    segmenter: nn.Module,
+    class_info: ClassInfo,
 ) -> Variables:
     variables: Variables = {}
     if "training" in config.segmenter:
         shapes = jax.eval_shape(
-            segmenter.init, jax.random.key(0), describe_images(legend).image
+            segmenter.init, jax.random.key(0), describe_images(class_info).image
         )
         folder = workdir / "segmenter"
         variables["params"] = _restore(folder, config.segmenter, shapes["params"])
@@ -248,17 +252,17 @@ def _restore_refiner(
     config: ConfigDict,
     segmenter: nn.Module,
     frozen: Networks,
-    legend: Legend,
+    class_info: ClassInfo,
     name: str,
     parameters: Mapping[str, float],
 ) -> tuple[nn.Module, Networks]:
-    """A refiner with its chosen parameters, and the segmenter's it was trained with."""
+    """Restores a refiner with its chosen parameters, and the segmenter's variables."""
     settings = config.refiner[name]
-    refiner = build_refiner(config, name, segmenter, len(legend.classes))
+    refiner = build_refiner(config, name, segmenter, len(class_info.classes))
     candidate = jax.eval_shape(
         functools.partial(propose, segmenter),
         frozen["segmenter"],
-        describe_images(legend),
+        describe_images(class_info),
     )
     if "training" in settings:
         shapes = jax.eval_shape(refiner.init, jax.random.key(0), candidate)
@@ -275,24 +279,24 @@ def _restore_refiner(
 
 
 def _restore(folder: pathlib.Path, settings: ConfigDict, params: Any) -> Any:
-    """The best parameters of a network's last phase."""
+    """Restores the best parameters of a network's last training phase."""
     phase = folder
     if settings.fine_tuning.num_epochs:
         phase = folder / "fine_tuning"
     if not has_checkpoint(phase):
-        raise UserError(f"there is no checkpoint in {phase}; train first")
+        raise UserError(f"no checkpoint in {phase}; train the network first")
     with Checkpoints(phase / "checkpoints", maximize=True) as checkpoints:
         return checkpoints.restore_best({"params": params})["params"]
 
 
-def describe_images(legend: Legend, shape: Sequence[Any] | None = None) -> Batch:
-    """Shapes of a batch.
+def describe_images(class_info: ClassInfo, shape: Sequence[Any] | None = None) -> Batch:
+    """Returns the shapes of a batch.
 
     Args:
-      legend: of the data.
-      shape: b h w, integers or symbolic; None: one image of the legend's size.
+      class_info: The classes and image format.
+      shape: The b h w, integers or symbolic; None for one image of the training size.
     """
-    batch_size, height, width = shape or (1, *legend.size)
+    batch_size, height, width = shape or (1, *class_info.size)
 
     def describe(stride: int, *channels: int) -> Any:
         size = (height // stride, width // stride)
@@ -300,19 +304,19 @@ def describe_images(legend: Legend, shape: Sequence[Any] | None = None) -> Batch
 
     outputs = {
         name: describe(STRIDES[name], channels)
-        for name, channels in legend.outputs.items()
+        for name, channels in class_info.outputs.items()
     }
     return Batch(describe(1, 3), describe(1), outputs)
 
 
-def _read_legend(path: pathlib.Path) -> Legend:
+def _read_class_info(path: pathlib.Path) -> ClassInfo:
     content = _read_json(path)
     if not {"colors", "size", "outputs"} <= content.keys():
         raise UserError(
-            f"{path} is of an earlier version, without the colors of classes and the "
-            "size of images; run --mode=report once"
+            f"{path} is from an earlier version and lacks class colours and image "
+            "sizes; run --mode=report once to update it"
         )
-    return Legend(
+    return ClassInfo(
         tuple(content["classes"]),
         np.array(content["colors"], np.uint8),
         (content["size"][0], content["size"][1]),
@@ -324,13 +328,13 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"there is no {path}; run --mode=evaluate first") from error
+        raise UserError(f"{path} does not exist; run --mode=evaluate first") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def _freeze(value: Any) -> Any:
-    """Lists as tuples, as configs have them: networks must be hashable."""
+    """Converts lists to tuples, so that networks are hashable."""
     if isinstance(value, Mapping):
         return {key: _freeze(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A finished workdir's networks on pictures of any size."""
+"""Prediction on images of any size with a finished workdir."""
 
 import functools
 import itertools
@@ -26,57 +26,58 @@ from iterinf.runtime.devices import divide, gather, use_all_devices
 from iterinf.training.objectives import Networks, to_unit_range
 from iterinf.types import Batch
 
-_MULTIPLE = 16  # of heights and widths: few sizes, hence few programs to compile
-_LEAST = 32  # what five poolings leave a pixel of
+_MULTIPLE = 16  # heights and widths are multiples, to compile few programs
+_LEAST = 32  # smallest side that survives five poolings
 
 
 class Picture(NamedTuple):
-    """A picture, made ready for the networks by `Predictor.prepare`."""
+    """An image prepared for the networks by `Predictor.prepare`."""
 
-    image: UInt8[np.ndarray, "h w 3"]  # as it is
+    image: UInt8[np.ndarray, "h w 3"]  # original size
     resized: UInt8[np.ndarray, "_ _ 3"]  # at the networks' scale
-    outputs: dict[str, Float[np.ndarray, "_ _ _"]]  # of another network, at that scale
+    outputs: dict[str, Float[np.ndarray, "_ _ _"]]  # precomputed, at that scale
     name: str
 
 
 class Prediction(NamedTuple):
-    """What the networks say of a picture."""
+    """The prediction for an image."""
 
     picture: Picture
-    labels: UInt8[np.ndarray, "h w"]  # classes 0..k-1, at the picture's own size
+    labels: UInt8[np.ndarray, "h w"]  # classes 0..k-1, at the original size
     initial_labels: UInt8[np.ndarray, "h w"]  # the same before refinement
     y: Float[np.ndarray, "_ _ k"]  # probabilities, at the networks' scale
     initial_y: Float[np.ndarray, "_ _ k"]
-    trajectory: UInt8[np.ndarray, "t _ _"] | None  # labels at the networks' scale: the
-    # initial ones and those after each iteration; None unless asked for
+    # Labels at the networks' scale, initially and after each iteration; None unless
+    # requested.
+    trajectory: UInt8[np.ndarray, "t _ _"] | None
 
     def compute_probabilities(self) -> Float[np.ndarray, "h w k"]:
-        """The refined probabilities at the picture's own size."""
+        """Computes the refined probabilities at the original size."""
         return interpolate(self.y, self.labels.shape)
 
 
 class Predictor:
-    """Segments and refines pictures as validation chose.
+    """Segments and refines images with the choices made on validation.
 
     Attributes:
-      classes: k names.
-      colors: RGB a class, k + 1 of them; the last is void.
-      outputs: channels by name of what must come with every picture where the segmenter
-        is a network that ran elsewhere; else none.
+      classes: The k class names.
+      colors: The RGB colours of the k classes and void.
+      outputs: The number of channels, by name, of the precomputed outputs required with
+        every image; empty unless the segmenter is precomputed.
     """
 
     def __init__(self, pipeline: Pipeline, scale: float | None = None):
-        """Compiles nothing yet.
+        """Creates a predictor; programs are compiled on first use.
 
         Args:
-          pipeline: from `iterinf.prediction.pipeline.read_pipeline`.
-          scale: pixels of the networks for one of a picture; None: as many as the
-            training images have, whatever the picture's size.
+          pipeline: The result of `iterinf.prediction.pipeline.read_pipeline`.
+          scale: The factor by which images are resized for the networks; None resizes
+            them to the area of the training images.
         """
-        self.classes = pipeline.legend.classes
-        self.colors = pipeline.legend.colors
-        self.outputs = pipeline.legend.outputs
-        self._training_size = pipeline.legend.size
+        self.classes = pipeline.class_info.classes
+        self.colors = pipeline.class_info.colors
+        self.outputs = pipeline.class_info.outputs
+        self._training_size = pipeline.class_info.size
         self._networks = pipeline.networks
         self._scale = scale
         self._refine = jax.jit(
@@ -90,15 +91,15 @@ class Predictor:
         trajectory: bool = False,
         **outputs: Float[np.ndarray, "_ _ _"],
     ) -> Prediction:
-        """Predicts one picture.
+        """Predicts one image.
 
         Args:
-          image: see `prepare`.
-          trajectory: whether to keep the label map after every iteration.
-          **outputs: of another network, e.g. `probabilities`; see `prepare`.
+          image: The image, see `prepare`.
+          trajectory: Whether to return the label map after every iteration.
+          **outputs: Precomputed outputs, e.g. `probabilities`, see `prepare`.
 
         Raises:
-          UserError: as `prepare` and `check_finite` do.
+          UserError: If the arguments are invalid or the probabilities are not finite.
         """
         pictures = [self.prepare(image, outputs)]
         prediction = next(self.predict_all(pictures, trajectory=trajectory))
@@ -112,27 +113,27 @@ class Predictor:
         batch_size: int = 1,
         trajectory: bool = False,
     ) -> Iterator[Prediction]:
-        """Predicts pictures as they come; holds no more than a batch.
+        """Predicts a stream of images, holding at most one batch in memory.
 
-        A program is compiled for every size at the networks' scale. Pictures that
-        follow each other in one size make up a batch.
+        A program is compiled per size at the networks' scale. Consecutive images of
+        one size form a batch.
 
         Args:
-          pictures: e.g. `map(predictor.prepare, images)`.
-          batch_size: the most at a time.
-          trajectory: whether to keep the label maps after every iteration.
+          pictures: The prepared images, e.g. `map(predictor.prepare, images)`.
+          batch_size: The maximum batch size.
+          trajectory: Whether to return the label maps after every iteration.
 
         Yields:
-          A prediction a picture, in their order; what `check_finite` refuses is none.
+          The prediction of each image, in order; check it with `check_finite`.
         """
-        filled: dict[Size, int] = {}  # largest batch so far: smaller ones are filled up
+        filled: dict[Size, int] = {}  # largest batch so far; smaller ones are padded
         for size, group in itertools.groupby(pictures, lambda p: p.resized.shape[:2]):
             while batch := list(itertools.islice(group, batch_size)):
                 filled[size] = max(len(batch), filled.get(size, 0))
                 yield from self._predict_batch(batch, filled[size], trajectory)
 
     def choose_size(self, own: Size) -> Size:
-        """The size at which the networks see a picture of this height and width."""
+        """Returns the size at the networks' scale for an original height and width."""
         return choose_size(own, self._training_size, self._scale)
 
     def prepare(
@@ -141,18 +142,18 @@ class Predictor:
         outputs: Mapping[str, Float[np.ndarray, "_ _ _"]] = MappingProxyType({}),
         name: str = "the image",
     ) -> Picture:
-        """Brings a picture to the networks' scale.
+        """Resizes an image to the networks' scale.
 
         Args:
-          image: RGB [h w 3] or gray [h w]; uint8, or floats in [0, 1].
-          outputs: of another network: the `probabilities` of the classes, float16 or
-            float32 and of the size of the picture or of the networks; they are refined
-            in place of the segmenter's. Where the workdir's own segmenter is a network
-            that ran elsewhere, they must be there, with the features that it had.
-          name: what errors call it.
+          image: The RGB [h w 3] or grey [h w] image; uint8, or floats in [0, 1].
+          outputs: The outputs of another network: class `probabilities` in float16 or
+            float32, at the size of the image or of the networks, which replace the
+            segmenter's. Required, with the features of training, if the workdir's
+            segmenter is precomputed.
+          name: The name of the image in error messages.
 
         Raises:
-          UserError: if they are something else.
+          UserError: If the image or an output is invalid.
         """
         image = _to_rgb(image, name)
         own = (image.shape[0], image.shape[1])
@@ -168,20 +169,20 @@ class Predictor:
     def _pick_outputs(
         self, outputs: Mapping[str, np.ndarray], sizes: tuple[Size, Size], name: str
     ) -> dict[str, np.ndarray]:
-        """What the networks read; raises UserError if it is not there or wrong."""
+        """Selects and checks the outputs that the networks read."""
         channels = self.outputs or {"probabilities": len(self.classes)}
         for key, number in channels.items():
-            found = outputs[key].shape[-1] if key in outputs else "no"
+            found = outputs[key].shape[-1] if key in outputs else 0
             if found != number:
                 raise UserError(
-                    f"{name} has {key} of {found} channels, expected {number}"
+                    f"{key} of {name} has {found} channels, expected {number}"
                 )
         picked = {key: outputs[key] for key in channels}
         size = picked["probabilities"].shape[:2]
         if size not in sizes:
             listed = " or ".join(f"{height}x{width}" for height, width in sizes)
             raise UserError(
-                f"{name} has probabilities of {size[0]}x{size[1]}, expected {listed}"
+                f"probabilities of {name} are {size[0]}x{size[1]}, expected {listed}"
             )
         check_outputs(name, picked, size, len(self.classes))
         return picked
@@ -189,7 +190,7 @@ class Predictor:
     def _predict_batch(
         self, pictures: list[Picture], batch_size: int, trajectory: bool
     ) -> Iterator[Prediction]:
-        """Predicts pictures of one size, of which some more fill the batch."""
+        """Predicts images of one size, repeating some to fill the batch."""
         parts: list[Any] = [
             (pictures[i % len(pictures)].resized, pictures[i % len(pictures)].outputs)
             for i in range(batch_size)
@@ -211,25 +212,25 @@ class Predictor:
 
 
 def check_finite(prediction: Prediction) -> None:
-    """Raises UserError if y is not finite, whose labels mean nothing then."""
+    """Raises UserError if the probabilities are not finite."""
     if not np.isfinite(prediction.y).all():
         raise UserError(
-            f"{prediction.picture.name} gets probabilities that are not finite at "
+            f"{prediction.picture.name} has non-finite probabilities at "
             f"{prediction.y.shape[0]}x{prediction.y.shape[1]}; try another scale"
         )
 
 
 def choose_size(own: Size, training: Size, scale: float | None = None) -> Size:
-    """The size at which networks see a picture.
+    """Chooses the size at which the networks process an image.
 
     Args:
-      own: height and width of the picture.
-      training: of the images that the networks were trained on.
-      scale: of both sides; None: so that the area is that of the training images.
+      own: The height and width of the image.
+      training: The height and width of the training images.
+      scale: The factor for both sides; None to match the area of the training images.
 
     Returns:
-      Height and width, at least 32. Where the scale is not given they are multiples of
-      16, or those of the training images if no multiple is nearer.
+      A height and width of at least 32. Without a scale they are multiples of 16, or
+      the training size if that is as near.
     """
     if scale is not None:
         return max(_LEAST, round(own[0] * scale)), max(_LEAST, round(own[1] * scale))
@@ -253,8 +254,8 @@ def _refine(
 ) -> tuple[
     Float[Array, "b h w k"], Float[Array, "b h w k"], UInt8[Array, "t b h w"] | None
 ]:
-    """Probabilities before and after the loop, and label maps all along."""
-    known = {name: outputs[name] for name in pipeline.legend.outputs}
+    """Returns probabilities before and after the loop, and label maps throughout."""
+    known = {name: outputs[name] for name in pipeline.class_info.outputs}
     batch = Batch(images, jnp.zeros(images.shape[:3], jnp.uint8), known)
     candidate = pipeline.propose(networks, to_unit_range(batch))
     if outputs and not known:
@@ -277,18 +278,22 @@ def _divide(size: Size, stride: int) -> Size:
 def _to_rgb(
     image: Num[np.ndarray, "h w *channels"], name: str
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Raises UserError unless it is a picture."""
+    """Converts an image to RGB uint8, or raises UserError."""
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=-1)
     if image.ndim != 3 or image.shape[-1] != 3 or not image.size:
         raise UserError(
-            f"{name} is of shape {image.shape}, expected height x width, or height x "
-            "width x 3"
+            f"{name} has shape {image.shape}, expected (height, width) or (height, "
+            "width, 3)"
         )
     if image.dtype == np.uint8:
         return image
     if not np.issubdtype(image.dtype, np.floating):
-        raise UserError(f"{name} is {image.dtype}, expected uint8, or floats in [0, 1]")
+        raise UserError(
+            f"{name} has dtype {image.dtype}, expected uint8 or floats in [0, 1]"
+        )
     if not (image.min() >= 0 and image.max() <= 1):
-        raise UserError(f"{name} has values outside [0, 1], expected none, or uint8")
+        raise UserError(
+            f"{name} has values outside [0, 1], expected floats in [0, 1] or uint8"
+        )
     return np.round(255 * image).astype(np.uint8)

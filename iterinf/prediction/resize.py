@@ -1,4 +1,4 @@
-"""Pictures and probabilities at another size, over the same area."""
+"""Resizing of images and probabilities."""
 
 from typing import NamedTuple
 
@@ -8,30 +8,30 @@ from PIL import Image
 
 Size = tuple[int, int]  # height, width
 
-_AT_A_TIME = 2**22  # numbers that are interpolated
+_AT_A_TIME = 2**22  # interpolated values held in memory
 
 
 def resize_image(
     image: UInt8[np.ndarray, "_ _ 3"], size: Size
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Resizes an image as `resize_channels` does."""
+    """Resizes an image like `resize_channels`."""
     return np.array(_resize(Image.fromarray(image), size))
 
 
 def resize_channels(
     array: Float[np.ndarray, "_ _ c"], size: Size
 ) -> Float[np.ndarray, "h w c"]:
-    """Resizes channel by channel.
+    """Resizes an array channel by channel.
 
-    What grows is interpolated linearly. What shrinks is averaged: over squares by the
-    whole part of the factor, as the data sets' `scale` does, then linearly by the rest.
+    Upsampling is bilinear. Downsampling averages squares by the integer part of the
+    factor, like the data sets' `scale`, and is bilinear for the rest.
 
     Args:
-      array: any values, in any floating-point type.
-      size: the new height and width.
+      array: The values, in any floating-point type.
+      size: The new height and width.
 
     Returns:
-      In float32. Channels that summed to one everywhere still do, up to rounding.
+      The resized array in float32. Sums over channels of one are kept up to rounding.
     """
     channels = np.moveaxis(array, -1, 0)
     resized = [
@@ -49,11 +49,11 @@ def _resize(image: Image.Image, size: Size) -> Image.Image:
 def interpolate(
     y: Float[np.ndarray, "_ _ k"], size: Size
 ) -> Float[np.ndarray, "h w k"]:
-    """Interpolates linearly between the centres of pixels; constant beyond the last.
+    """Interpolates bilinearly between pixel centres, and constantly at the border.
 
     Args:
-      y: probabilities of the classes.
-      size: the new height and width.
+      y: The class probabilities.
+      size: The new height and width.
     """
     rows, columns = map(_find_places, y.shape[:2], size)
     y = _mix(y.take(rows.lower, 0), y.take(rows.upper, 0), rows.weight[:, None, None])
@@ -63,15 +63,15 @@ def interpolate(
 
 
 def find_labels(y: Float[np.ndarray, "_ _ k"], size: Size) -> UInt8[np.ndarray, "h w"]:
-    """The likeliest class of every pixel at another size: the argmax of `interpolate`.
+    """Computes the label map at another size, the argmax of `interpolate`.
 
-    Between four pixels of one class is nothing but that class, for what is largest in
-    all of them is so in their means. The others are interpolated some at a time: a
-    picture of 12 megapixels with 150 classes would take 7 GB.
+    Between four pixels of the same class the argmax is that class. Only the other
+    pixels are interpolated, in parts, since a 12-megapixel image with 150 classes would
+    take 7 GB.
 
     Args:
-      y: probabilities of at most 256 classes.
-      size: the new height and width.
+      y: The probabilities of at most 256 classes.
+      size: The new height and width.
     """
     rows, columns = map(_find_places, y.shape[:2], size)
     classes = y.argmax(axis=-1).astype(np.uint8)
@@ -92,15 +92,15 @@ def find_labels(y: Float[np.ndarray, "_ _ k"], size: Size) -> UInt8[np.ndarray, 
 
 
 class _Places(NamedTuple):
-    """Where pixels lie between those of another size, along one axis."""
+    """The neighbours of new pixels among the old ones, along one axis."""
 
-    lower: Int[np.ndarray, " n"]  # neighbours
+    lower: Int[np.ndarray, " n"]
     upper: Int[np.ndarray, " n"]
-    weight: Float[np.ndarray, " n"]  # of the upper
+    weight: Float[np.ndarray, " n"]  # of the upper neighbour
 
 
 def _find_places(old: int, new: int) -> _Places:
-    """Of all pixels of a new size."""
+    """Finds the neighbours of all pixels of a new size."""
     places = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
     lower = places.astype(int)
     upper = np.minimum(lower + 1, old - 1)
@@ -128,7 +128,7 @@ def _mix(
     upper: Float[np.ndarray, "*shape"],
     weight: Float[np.ndarray, "..."],
 ) -> Float[np.ndarray, "*shape"]:
-    """(1 - weight) lower + weight upper, in the place of `upper`."""
+    """Computes (1 - weight) * lower + weight * upper in place of `upper`."""
     upper -= lower
     upper *= weight
     upper += lower

@@ -1,4 +1,4 @@
-"""Functions y -> r(y, condition) whose fixed points are better labellings."""
+"""Refiners: functions y -> r(y, condition) that improve a segmentation."""
 
 from typing import Any
 
@@ -21,15 +21,15 @@ def create_refiner(name: str, *, num_classes: int, **options: Any) -> Refiner:
     """Creates a refiner.
 
     Args:
-      name: a key of `REFINERS`.
-      num_classes: K.
-      **options: the refiner's attributes, `feature_offset` (default 0) among them.
+      name: A key of `REFINERS`.
+      num_classes: The number of classes.
+      **options: The attributes of the refiner, e.g. `feature_offset` (default 0).
 
     Returns:
       A Flax module, see `iterinf.refiners.refiner.Refiner`.
 
     Raises:
-      UserError: unknown name or option.
+      UserError: If the name or an option is unknown.
     """
     if name not in REFINERS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The context module: dilated convolutions of a labelling."""
+"""The context module: dilated convolutions of a segmentation."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ _LOWEST_PROBABILITY = 1e-4
 
 
 class Condition(NamedTuple):
-    """What the image contributes to the first layer, computed once; 0 without it."""
+    """The image's contribution to the first layer, or 0 if it is not read."""
 
     contribution: Float[Array, "b h w k"] | float
 
@@ -24,23 +24,24 @@ class Condition(NamedTuple):
 class ContextModule(Refiner):
     """Seven 3x3 convolutions of dilations 1 1 2 4 8 16 1 and one of 1x1, K channels.
 
-    r(y, x) = softmax(conv_1x1(layers(a(y), x))), ReLU after each of the 3x3. A pixel
-    sees 67 x 67. Channels start as the identity,
+    r(y, x) = softmax(conv_1x1(layers(a(y), x))), with ReLU after each 3x3 convolution.
+    The receptive field is 67x67. Kernels are initialised as the identity,
 
       W[s, t, a, b] = [s = t = centre] [a = b],
 
-    and on a(y) = log(max(y, 1e-4) / 1e-4), which no ReLU cuts, the module then returns
-    y. 7,832 parameters for 11 classes, with the image 8,129.
+    so that on a(y) = log(max(y, 1e-4) / 1e-4) >= 0 the module initially returns y.
+    7,832 parameters for 11 classes, or 8,129 with the image.
 
     Attributes:
-      dtype: unused: all is float32, since in bfloat16 a(y) would change labels.
-      inputs: "log_probabilities", a(y) above, or "probabilities", y itself (as
-        released in 2017: the start is then softmax(y), no longer y).
-      use_image: whether the first layer also reads the image, from weights of zero.
-      first_init: "identity", or "glorot" for a first layer drawn at random (as
+      dtype: Unused; all computations are float32, since bfloat16 would change labels.
+      inputs: The input: "log_probabilities" for a(y), or "probabilities" for y (as
+        released in 2017; the module then initially returns softmax(y)).
+      use_image: Whether the first layer also reads the image, with weights initially
+        zero.
+      first_init: The initialisation of the first layer: "identity" or "glorot" (as
         released in 2017).
-      padding: "same", every layer's input by zeros, or "once", after the first layer
-        (as released in 2017).
+      padding: The zero padding: "same" pads the input of every layer, "once" only that
+        of the second layer (as released in 2017).
 
     Source: Yu & Koltun 2016, "Multi-Scale Context Aggregation by Dilated Convolutions",
       section 3, basic.
@@ -59,13 +60,13 @@ class ContextModule(Refiner):
         ):
             if getattr(self, name) not in known:
                 raise UserError(
-                    f"{name} {getattr(self, name)!r} of a context module is unknown; "
+                    f"unknown {name} {getattr(self, name)!r} of a context module; "
                     f"known: {', '.join(known)}"
                 )
         super().__post_init__()
 
     def setup(self):
-        """Creates the convolutions; the first is a sum of two, of y and the image."""
+        """Creates the convolutions; the first is the sum of those of y and image."""
         k = self.num_classes
 
         def convolution(dilation, size=3, **options):
@@ -76,7 +77,7 @@ class ContextModule(Refiner):
             )
 
         def draw(key, shape, dtype):
-            """Glorot's, of a layer that reads all channels; any `shape[2]` of them."""
+            """Draws Glorot weights for all input channels, and returns `shape[2]`."""
             channels = k + 3 if self.use_image else k
             glorot = nn.initializers.glorot_uniform()
             return glorot(key, (3, 3, channels, k), dtype)[:, :, : shape[2]]
@@ -92,7 +93,7 @@ class ContextModule(Refiner):
         self.last = convolution(1, size=1)
 
     def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
-        """Convolves the image, if the module reads it."""
+        """Convolves the image if the module reads it."""
         del train
         if not self.use_image:
             return Condition(0.0)
@@ -101,7 +102,7 @@ class ContextModule(Refiner):
     def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
-        """Convolves a(y); see `Refiner.compute_logits`."""
+        """Applies the convolutions to y; see `Refiner.compute_logits`."""
         if self.inputs == "log_probabilities":
             y = jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0) / _LOWEST_PROBABILITY)
         x = nn.relu(self.first(y) + condition.contribution)
@@ -114,7 +115,7 @@ class ContextModule(Refiner):
 
 
 def init_as_identity(key, shape, dtype=jnp.float32) -> Float[Array, "s t a b"]:
-    """A kernel [s t a b], K channels to K, that copies its input."""
+    """Initialises a kernel [s t a b] as the identity."""
     del key
     kernel = np.zeros(shape)
     kernel[shape[0] // 2, shape[1] // 2] = np.eye(*shape[2:])

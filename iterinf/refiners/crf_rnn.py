@@ -25,26 +25,26 @@ class CRFRNN(Refiner):
 
     r(y)_i = softmax(u_i + C sum_m w_m * sum_j k_m(i, j) y_j)
 
-    with unaries and kernels of `DenseCRF`, weights w_m a class (*: class by class) and
-    a K x K matrix C for both kernels, which starts as the identity: training starts
-    from the dense CRF of the same weights. 2 K + K^2 + 3 parameters, the widths among
-    them. Unaries are log y down to 1e-20, so that gradients reach a segmenter trained
-    with it. Kernels are normalised at both ends, where Zheng et al. divide afterwards.
-    They, and the paper, train it together with the segmenter: `end_to_end`.
+    with the unaries and kernels of `DenseCRF`, weights w_m per class (* is elementwise)
+    and a K x K compatibility matrix C shared by both kernels, initially the identity:
+    training starts from the dense CRF with the same weights. There are 2 K + K^2 + 3
+    parameters, including the widths. Unaries are log y clipped at 1e-20, so that
+    gradients reach a segmenter trained jointly. Kernels are normalised symmetrically,
+    whereas Zheng et al. divide afterwards. They, and the paper, train it jointly with
+    the segmenter (`end_to_end`).
 
     Attributes:
-      num_classes: K, at least 2.
-      dtype: unused: all is float32.
-      spatial_width: pixels.
-      spatial_weight: where that kernel's weights start.
-      bilateral_width: pixels.
-      color_width: of 255 levels.
-      bilateral_weight: where that kernel's weights start.
-      learn_widths: whether gradients reach the widths, which Zheng et al. keep; none
-        is then taken to be below .1. The lattice is piecewise linear
-        in them, and its pieces are small: gradients are right, and rough; those of
-        `exact` are smooth.
-      exact: see `DenseCRF`.
+      num_classes: The number of classes K, at least 2.
+      dtype: Unused; all computations are float32.
+      spatial_width: The width of the spatial kernel in pixels.
+      spatial_weight: The initial weights of the spatial kernel.
+      bilateral_width: The spatial width of the bilateral kernel in pixels.
+      color_width: The colour width of the bilateral kernel, of 255 levels.
+      bilateral_weight: The initial weights of the bilateral kernel.
+      learn_widths: Whether to train the widths, which Zheng et al. fix; they are then
+        clipped at .1. The lattice is piecewise linear in the widths with small pieces,
+        so gradients are correct but noisy; those of `exact` are smooth.
+      exact: See `DenseCRF`.
 
     Source: Zheng et al. 2015, "Conditional Random Fields as Recurrent Neural
       Networks", section 4; defaults as in the authors' code.
@@ -90,7 +90,7 @@ class CRFRNN(Refiner):
     def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
-        """One mean-field update of all pixels; see `Refiner.compute_logits`."""
+        """Computes one mean-field update; see `Refiner.compute_logits`."""
         spatial, bilateral = compute_messages(y, condition)
         message = weigh(spatial, self.spatial) + weigh(bilateral, self.bilateral)
         return condition.unary + weigh(message, self.compatibility)

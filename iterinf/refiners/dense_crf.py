@@ -1,4 +1,4 @@
-"""The dense CRF: mean field under Gaussian kernels of position and of colour."""
+"""The dense CRF: mean field with Gaussian kernels of position and colour."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,18 +25,18 @@ Weight = Float[ArrayLike, "..."]  # [], [k] or [k k]
 
 
 class Kernel(NamedTuple):
-    """A Gaussian of pixels' features, normalised symmetrically."""
+    """A Gaussian kernel of pixel features, normalised symmetrically."""
 
-    points: Lattice | Float[Array, "*b n d"]  # a lattice, or features, of each pixel
-    scale: Float[Array, "*b n"]  # 1 / sqrt(the sum of the Gaussian over all pixels)
+    points: Lattice | Float[Array, "*b n d"]  # lattice or features of the pixels
+    scale: Float[Array, "*b n"]  # 1 / sqrt(sum of the Gaussian over all pixels)
 
 
 class Condition(NamedTuple):
-    """What mean field needs of a batch, computed once."""
+    """The unaries and kernels of a batch, computed once."""
 
-    unary: Float[Array, "b h w k"]  # log-probabilities, up to a constant a pixel
-    spatial: Kernel  # one for all images
-    bilateral: Kernel  # of every image
+    unary: Float[Array, "b h w k"]  # log-probabilities, up to a constant per pixel
+    spatial: Kernel  # shared by all images
+    bilateral: Kernel  # per image
 
 
 class DenseCRF(Refiner):
@@ -51,26 +51,27 @@ class DenseCRF(Refiner):
       bilateral: exp(-|p_i - p_j|^2 / (2 bilateral_width^2)
                      - |c_i - c_j|^2 / (2 color_width^2))
 
-    j = i is part of the sum, as in the authors' code. It has no training: widths and
-    weights are variables, so that validation can choose them without compiling anew.
+    The sum includes j = i, as in the authors' code. The CRF is not trained: widths and
+    weights are variables so that validation can choose them without recompilation.
 
-    Permuting the classes permutes the result. With `exact`, flipping or transposing the
-    image does the same to the result; the permutohedral lattice, which has no such
-    symmetry, breaks that: its kernel matrix K is not symmetric (max |K - K^T| is 17 to
-    28% of max K on 20x30 pixels), and on 60x80 pixels a transposed image gets the same
-    labels at 99.8% of the pixels or more, with probabilities .04 to .37 apart at the
-    worst pixel and 3e-5 to 1e-3 on average.
+    The result is equivariant to permutations of the classes and, with `exact`, to flips
+    and transposition of the image. The permutohedral lattice breaks the latter: its
+    kernel matrix K is not symmetric (max |K - K^T| is 17 to 28% of max K on 20x30
+    pixels), and on 60x80 pixels a transposed image has the same labels at 99.8% of the
+    pixels or more, with probability differences of at most .04 to .37, and 3e-5 to 1e-3
+    on average.
 
     Attributes:
-      num_classes: K, at least 2.
-      dtype: unused: all is float32.
-      spatial_width: pixels.
-      spatial_weight: W of the kernel: a number (Potts), K of them (diagonal), or K rows
-        of K, how much class b at j speaks for class a at i.
-      bilateral_width: pixels.
-      color_width: of 255 levels.
-      bilateral_weight: as `spatial_weight`.
-      exact: sums over all pairs of pixels, for small images, in place of the lattice.
+      num_classes: The number of classes K, at least 2.
+      dtype: Unused; all computations are float32.
+      spatial_width: The width of the spatial kernel in pixels.
+      spatial_weight: The weight W of the spatial kernel: a scalar (Potts), K values
+        (diagonal), or a K x K matrix, the weight of class b at j for class a at i.
+      bilateral_width: The spatial width of the bilateral kernel in pixels.
+      color_width: The colour width of the bilateral kernel, of 255 levels.
+      bilateral_weight: The weight of the bilateral kernel, like `spatial_weight`.
+      exact: Whether to sum over all pairs of pixels instead of using the lattice; for
+        small images.
 
     Source: Kraehenbuehl & Koltun 2011, "Efficient Inference in Fully Connected CRFs
       with Gaussian Edge Potentials", Eq. 3 and algorithm 1; defaults as in
@@ -109,14 +110,14 @@ class DenseCRF(Refiner):
     def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
     ) -> Float[Array, "b h w k"]:
-        """One mean-field update of all pixels; see `Refiner.compute_logits`."""
+        """Computes one mean-field update; see `Refiner.compute_logits`."""
         return update(y, condition, *self.weights)
 
 
 def compute_unary(
     y: Float[Array, "*n k"], lowest: float = _LOWEST_PROBABILITY
 ) -> Float[Array, "*n k"]:
-    """The logarithm of y, clipped to at least `lowest`; below, no gradient."""
+    """Computes log y, with y clipped at `lowest`, below which the gradient is zero."""
     return jnp.log(jnp.clip(y, lowest, 1.0))
 
 
@@ -131,8 +132,8 @@ def make_condition(
 ) -> Condition:
     """Builds the kernels; see `DenseCRF` for the arguments.
 
-    Differentiable in unaries, image and widths; on the lattice, whose weights are
-    piecewise linear in the features, almost everywhere, once, in reverse mode.
+    Differentiable in unaries, image and widths. The lattice's weights are piecewise
+    linear in the features: differentiable almost everywhere, once, in reverse mode.
     """
     places, colors = make_features(image)
 
@@ -156,7 +157,7 @@ def make_condition(
 def make_features(
     image: Float[Array, "b h w 3"],
 ) -> tuple[Float[Array, "n 2"], Float[Array, "b n 3"]]:
-    """Positions of the pixels, and their colours, 0 to 255."""
+    """Returns the positions of the pixels, and their colours in [0, 255]."""
     b, height, width = image.shape[:3]
     rows, columns = jnp.mgrid[:height, :width]
     places = jnp.stack([columns, rows], axis=-1).reshape(-1, 2).astype(jnp.float32)
@@ -166,7 +167,7 @@ def make_features(
 def compute_messages(
     y: Float[Array, "b h w k"], condition: Condition
 ) -> tuple[Float[Array, "b h w k"], Float[Array, "b h w k"]]:
-    """Sums the probabilities of all pixels under the spatial and bilateral kernel."""
+    """Filters the probabilities with the spatial and the bilateral kernel."""
     b, height, width, k = y.shape
     pixels = y.reshape(b, -1, k)
     side_by_side = jnp.moveaxis(pixels, 0, 1).reshape(-1, b * k)
@@ -197,7 +198,7 @@ def update(
     spatial_weight: Weight,
     bilateral_weight: Weight,
 ) -> Float[Array, "b h w k"]:
-    """One mean-field update, as logits; see `DenseCRF`."""
+    """Computes the logits of one mean-field update; see `DenseCRF`."""
     spatial, bilateral = compute_messages(y, condition)
     return (
         condition.unary
@@ -214,23 +215,20 @@ def weigh(message: Float[Array, "b h w k"], weight: Weight) -> Array:
 
 
 def check_weights(weights: Mapping[str, Any], k: int) -> None:
-    """Checks that there are two classes or more, and a weight for each.
+    """Checks the number of classes and the shapes of the weights.
 
     Args:
-      weights: by the name of the argument.
-      k: number of classes.
-
-    Raises:
-      UserError: the first that cannot be.
+      weights: The weights by argument name.
+      k: The number of classes.
     """
     if k < 2:
         raise UserError(
-            "probabilities of one class: expected 2 or more; for foreground p, stack "
-            "1 - p and p"
+            "probabilities have 1 class, expected at least 2; for a foreground "
+            "probability p, stack 1 - p and p"
         )
     for name, weight in weights.items():
         if jnp.shape(weight) not in ((), (k,), (k, k)):
             raise UserError(
-                f"{name} of shape {jnp.shape(weight)}: expected a number, {k} of them, "
-                f"or {k} x {k}"
+                f"{name} has shape {jnp.shape(weight)}, expected (), ({k},) or "
+                f"({k}, {k})"
             )

@@ -1,4 +1,4 @@
-"""The dense CRF as one call: a softmax and an image in, probabilities out."""
+"""The dense CRF as a function of class probabilities and an image."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ from iterinf.refiners.dense_crf import (
     update,
 )
 
-_LARGEST_WEIGHT = 1e30  # sums over all pixels stay finite
-_LARGEST_DISTANCE = 1e18  # its square is finite, too
+_LARGEST_WEIGHT = 1e30  # keeps sums over all pixels finite
+_LARGEST_DISTANCE = 1e18  # keeps squares finite
 
 
 class Range(NamedTuple):
@@ -46,35 +46,37 @@ def dense_crf(
     bilateral_weight: Weight | Sequence[Any] = 10.0,
     exact: bool = False,
 ) -> Float[Array, "*b h w k"]:
-    """Refines a softmax by the mean field of a dense CRF; see `DenseCRF`.
+    """Refines class probabilities by mean field in a dense CRF; see `DenseCRF`.
 
         y = softmax(logits)                      # [h w k], of any network
         y = iterinf.dense_crf(y, image)          # image [h w 3]
         labels = y.argmax(-1)
 
-    Compiled once for every shape and number of iterations. Can be called inside `jit`
-    and `grad`; traced values are not checked. Differentiable once, in reverse mode;
-    with `exact` any number of times, in both modes.
+    Compiled once per shape and number of iterations. Can be called inside `jit` and
+    `grad`; traced values are not checked. Differentiable once, in reverse mode; with
+    `exact` any number of times, in both modes.
 
     Args:
-      probabilities: [h w k] or [b h w k]; sum to one over k >= 2.
-      image: [h w 3] or [b h w 3], RGB, uint8 or floats in [0, 1].
-      num_iterations: mean-field updates, 0 or more.
-      from_logits: whether `probabilities` are logits instead: any real values. They
-        are taken as they are, where probabilities are clipped to at least 1e-5.
-      spatial_width: of the Gaussian kernel, in pixels.
-      spatial_weight: a number, k of them, or a k x k matrix: how much class b of a
-        neighbour (columns) speaks for class a (rows).
-      bilateral_width: of the kernel of position and colour, in pixels.
-      color_width: of that kernel, of 255 levels; at least 1.
-      bilateral_weight: as `spatial_weight`.
-      exact: sums over all pairs of pixels in place of the lattice: for small images.
+      probabilities: The class probabilities, [h w k] or [b h w k]; they sum to one over
+        k >= 2.
+      image: The image, [h w 3] or [b h w 3], RGB, uint8 or floats in [0, 1].
+      num_iterations: The number of mean-field updates.
+      from_logits: Whether `probabilities` are logits, i.e. any real values. Logits are
+        used unchanged, whereas probabilities are clipped at 1e-5.
+      spatial_width: The width of the spatial kernel in pixels.
+      spatial_weight: The weight of the spatial kernel: a scalar, k values, or a k x k
+        matrix of the weight of a neighbour's class (columns) for a class (rows).
+      bilateral_width: The spatial width of the bilateral kernel in pixels.
+      color_width: The colour width of the bilateral kernel, of 255 levels; at least 1.
+      bilateral_weight: The weight of the bilateral kernel, like `spatial_weight`.
+      exact: Whether to sum over all pairs of pixels instead of using the lattice; for
+        small images.
 
     Returns:
-      Probabilities, of the shape given.
+      The refined probabilities, of the same shape.
 
     Raises:
-      UserError: shapes or values that cannot be.
+      UserError: If a shape or value is invalid.
     """
     y, image = _read("probabilities", probabilities), _read("an image", image)
     _check_shapes(y.shape, image)
@@ -91,10 +93,10 @@ def dense_crf(
     num_iterations = _read_count(num_iterations)
     arrays = (y, image, widths, weights)
     is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays))
-    is_finite = True  # surely: whether a result needs no check
+    is_finite = True  # whether the result is certain to be finite
     if not is_traced:
         with jax.ensure_compile_time_eval():
-            # The only wait, and for inputs alone: a result is returned uncomputed.
+            # Waits for the inputs only; the result is still computed asynchronously.
             ranges, known_widths, known_weights = jax.device_get(
                 (_measure_ranges(y, image), widths, weights)
             )
@@ -115,7 +117,7 @@ def dense_crf(
     )
     if not is_finite and jnp.any(jnp.isnan(refined)):
         given = ", ".join(f"{name} {width:g}" for name, width in widths.items())
-        raise UserError(f"kernels too narrow for this image: {given}")
+        raise UserError(f"kernel widths are too small for this image: {given}")
     return refined[0] if is_single else refined
 
 
@@ -138,7 +140,7 @@ def _infer(y, image, widths, weights, num_iterations, from_logits, exact):
 
 
 def _read(name: str, value: Any) -> Array | np.ndarray:
-    """Leaves arrays of JAX where they are, and makes NumPy's of all else."""
+    """Converts a value to a NumPy array; JAX arrays are returned unchanged."""
     if isinstance(value, jax.Array):
         return value
     try:
@@ -150,8 +152,7 @@ def _read(name: str, value: Any) -> Array | np.ndarray:
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise UserError(
-            f"{name} of type {type(value).__name__}: expected numbers, in an array or "
-            "what makes one"
+            f"{name} has type {type(value).__name__}, expected an array of numbers"
         )
     return array
 
@@ -159,14 +160,16 @@ def _read(name: str, value: Any) -> Array | np.ndarray:
 def _check_shapes(shape: tuple[int, ...], image: Array | np.ndarray) -> None:
     if len(shape) not in (3, 4) or image.shape != (*shape[:-1], 3):
         raise UserError(
-            f"probabilities of shape {shape} and an image of shape {image.shape}: "
-            "expected [h w k] and [h w 3], or [b h w k] and [b h w 3]"
+            f"probabilities have shape {shape} and the image {image.shape}, expected "
+            "(h, w, k) and (h, w, 3), or (b, h, w, k) and (b, h, w, 3)"
         )
     if 0 in shape:
-        raise UserError(f"probabilities of shape {shape}: there is no pixel")
+        raise UserError(
+            f"probabilities have shape {shape}, expected at least one pixel"
+        )
     if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
         raise UserError(
-            f"an image of {image.dtype}: expected uint8, or floats in [0, 1]"
+            f"the image has dtype {image.dtype}, expected uint8 or floats in [0, 1]"
         )
 
 
@@ -176,39 +179,41 @@ def _read_count(num_iterations: Any) -> int:
     except TypeError:
         count = -1
     if count < 0:
-        raise UserError(f"num_iterations is {num_iterations!r}, expected 0, 1, 2, ...")
+        raise UserError(
+            f"num_iterations is {num_iterations!r}, expected an integer >= 0"
+        )
     return count
 
 
 def _check_values(
     ranges: tuple[Range, Range, Range], dtype: np.dtype, *, from_logits: bool
 ) -> None:
-    """Checks the ranges of y, of its sums over k, and of an image of some dtype."""
+    """Checks the ranges of y, its sums over k, and the image."""
     values, sums, colors = ranges
     largest = np.finfo(np.float32).max  # inference is in float32
     if from_logits and not -largest <= values.low <= values.high <= largest:
-        raise UserError("logits that are not finite")
+        raise UserError("logits are not finite")
     if not from_logits and not np.isfinite([values.low, values.high]).all():
-        raise UserError("probabilities that are not finite")
+        raise UserError("probabilities are not finite")
     if not from_logits and not (
         values.low > -0.01 and 0.99 < sums.low <= sums.high < 1.01
     ):
         raise UserError(
-            f"probabilities from {values.low:.3g} to {values.high:.3g} that sum to "
-            f"{sums.low:.3g} up to {sums.high:.3g} over the last axis: expected 1 "
-            "everywhere; for logits pass from_logits=True"
+            f"probabilities are in [{values.low:.3g}, {values.high:.3g}] and their "
+            f"sums over the last axis in [{sums.low:.3g}, {sums.high:.3g}], expected "
+            "values >= 0 with sums of 1; for logits pass from_logits=True"
         )
     if dtype != jnp.uint8 and not -0.01 < colors.low <= colors.high < 1.01:
         raise UserError(
-            f"an image of floats from {colors.low:.3g} to {colors.high:.3g}: expected "
-            "0 to 1, or uint8"
+            f"the image has values in [{colors.low:.3g}, {colors.high:.3g}], expected "
+            "floats in [0, 1] or uint8"
         )
 
 
 def _measure_ranges(
     y: Array | np.ndarray, image: Array | np.ndarray
 ) -> tuple[Range, Range, Range]:
-    """Ranges of y, of its sums, and of the image; NumPy's arrays wait for no device."""
+    """Returns the ranges of y, its sums over k, and the image."""
     wide = np.float64 if isinstance(y, np.ndarray) else np.float32
     sums = y.sum(axis=-1, dtype=wide)
     return (
@@ -222,19 +227,19 @@ def _check_scalars(
     widths: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
 ) -> None:
     for name, width in widths.items():
-        least = "at least 1, of 255 levels" if name == "color_width" else "above 0"
+        least = ">= 1 (of 255 levels)" if name == "color_width" else "> 0"
         lowest = 1 if name == "color_width" else np.finfo(np.float32).tiny
         if width.ndim or not lowest <= width < np.inf:
-            raise UserError(f"{name} is {width.tolist()}: expected a number {least}")
+            raise UserError(f"{name} is {width.tolist()}, expected a number {least}")
     for name, weight in weights.items():
         if not (np.abs(weight) < _LARGEST_WEIGHT).all():  # nan as well
-            raise UserError(f"{name} is {weight.tolist()}: expected finite numbers")
+            raise UserError(f"{name} is {weight.tolist()}, expected finite numbers")
 
 
 def _is_surely_finite(
     shape: tuple[int, ...], widths: Mapping[str, np.ndarray], *, exact: bool
 ) -> bool:
-    """Whether no image of this size can be too large for its kernels."""
+    """Whether results are finite for every image of this size."""
     spatial, bilateral, color = (float(width) for width in widths.values())
     height, width = shape[-3:-1]
     places = np.array([width, height])

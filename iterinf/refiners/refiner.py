@@ -1,4 +1,4 @@
-"""What every refiner has in common."""
+"""The base class of refiners."""
 
 from typing import Any
 
@@ -23,10 +23,11 @@ class Refiner(nn.Module):
     of `compute_logits`.
 
     Attributes:
-      num_classes: K.
-      feature_offset: number of pixels by which the grids of the segmenter's features
-        begin before the image.
-      dtype: dtype of the computation; parameters, logits and probabilities are float32.
+      num_classes: The number of classes.
+      feature_offset: The number of pixels by which the segmenter's feature grids begin
+        before the image.
+      dtype: The dtype of the computation; parameters, logits and probabilities are
+        float32.
     """
 
     num_classes: int
@@ -43,8 +44,8 @@ class Refiner(nn.Module):
         """Computes everything that does not depend on y.
 
         Args:
-          candidate: the segmenter's prediction, its features and the image.
-          train: whether dropout is on.
+          candidate: The initial prediction, the segmenter's features and the image.
+          train: Whether to apply dropout.
 
         Returns:
           A pytree of arrays, passed to `compute_logits` and `reconstruct`.
@@ -57,11 +58,11 @@ class Refiner(nn.Module):
         """Computes the logits of r(y, condition).
 
         Args:
-          y: class probabilities, noisy or not: any real values.
-          condition: from `condition`, for the same images.
+          y: The class probabilities; any real values if noisy.
+          condition: The result of `condition` for the same images.
 
         Returns:
-          Logits, float32.
+          The logits, float32.
         """
         raise NotImplementedError
 
@@ -71,10 +72,10 @@ class Refiner(nn.Module):
         """Computes r(y, condition), the softmax of `compute_logits`.
 
         Args:
-          y: class probabilities, noisy or not: any real values.
-          condition: from `condition`, for the same images.
+          y: The class probabilities; any real values if noisy.
+          condition: The result of `condition` for the same images.
 
         Returns:
-          Class probabilities; they sum to one over k.
+          The class probabilities, which sum to one over k.
         """
         return nn.softmax(self.compute_logits(y, condition))

@@ -1,14 +1,14 @@
-// Mean IoU and boundary F1 against iterations: what figure4_*.png shows, with the numbers at hand.
+// Interactive versions of figure4_*.png: mean IoU and boundary F1 by iteration.
 
 const CHART = { width: 520, height: 300, left: 46, right: 20, top: 18, bottom: 40 };
 
-/** From violet over blue and green to yellow, on light and dark ground. */
+/** Returns a colour between violet and yellow, legible on light and dark backgrounds. */
 function pickColor(index, count) {
   const hue = 275 - (230 * index) / Math.max(count - 1, 1);
   return `hsl(${hue.toFixed(0)} 62% 52%)`;
 }
 
-/** Round numbers inside [low, high], three to seven of them. */
+/** Lists three to seven round numbers in [low, high]. */
 function listTicks(low, high, smallest = 0) {
   const raw = (high - low) / 7;
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -19,7 +19,7 @@ function listTicks(low, high, smallest = 0) {
   return { ticks, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
-/** Where curves that fail would flatten the rest, three times what was gained. */
+/** Finds the range of the y axis; diverging curves are cut off below. */
 function findRange(lines) {
   const known = (values) => values.filter((value) => value !== null);
   const ours = lines.filter((line) => !line.isOther);
@@ -43,7 +43,7 @@ function drawPath(values, x, y) {
     .join("");
 }
 
-/** A panel; `lines` are {values, color, label, isChosen, isOther}. */
+/** Draws a panel; `lines` are {values, color, label, isChosen, isOther}. */
 function drawPanel(title, lines, { num_iterations: chosen, follows }) {
   const { width, height, left, right, top, bottom } = CHART;
   const { low, high, lowest } = findRange(lines);
@@ -56,7 +56,7 @@ function drawPanel(title, lines, { num_iterations: chosen, follows }) {
     class: "chart",
     viewBox: `0 0 ${width} ${height}`,
     role: "img",
-    "aria-label": `${title}; the numbers are in curve.npz and test.npz`,
+    "aria-label": `${title}; the values are in curve.npz and test.npz`,
   });
   const vertical = listTicks(low, high);
   for (const tick of vertical.ticks) {
@@ -71,7 +71,7 @@ function drawPanel(title, lines, { num_iterations: chosen, follows }) {
     svg.append(text(place, String(tick)));
   }
   const middle = { x: left + innerWidth / 2, y: height - 5, "text-anchor": "middle" };
-  svg.append(text(middle, `iterations (dotted: ${chosen}, the choice)`));
+  svg.append(text(middle, `iterations (dotted: ${chosen}, chosen)`));
 
   const main = lines.find((line) => line.isChosen);
   const [plain, best] = [main.values[0], main.values[chosen]];
@@ -97,7 +97,7 @@ function drawPanel(title, lines, { num_iterations: chosen, follows }) {
   svg.append(text({ ...plainPlace, "text-anchor": "end" }, label));
   if (lowest !== false) {
     const place = { class: "plain", x: left + 8, y: top + innerHeight - 8 };
-    svg.append(text(place, `cut off below; lowest ${formatNumber(lowest)}`));
+    svg.append(text(place, `axis cut off; lowest value ${formatNumber(lowest)}`));
   }
   if (best !== null) {
     const [cx, cy] = [left + x(chosen), top + y(best)];
@@ -143,7 +143,7 @@ function nameClass(line) {
   return `curve${line.isChosen ? " chosen" : ""}${line.isOther ? " other" : ""}`;
 }
 
-/** The panels of a refiner; those without controls are drawn beside it, dashed. */
+/** Draws the panels of a refiner; refiners without controls are dashed beside it. */
 function drawCurves(refiner, others) {
   const panels = drawPair("mean IoU", refiner.validation, refiner.test, refiner, others);
   const parts = [create("h3", {}, refiner.title), panels];
@@ -153,7 +153,7 @@ function drawCurves(refiner, others) {
   return parts;
 }
 
-/** One measure in per cent, on validation and on test. */
+/** Draws one measure, in per cent, on validation and on test. */
 function drawPair(name, onValidation, onTest, refiner, others) {
   const count = refiner.step_sizes.length;
   const ours = refiner.step_sizes.map((size, index) => ({
@@ -179,12 +179,12 @@ function drawPair(name, onValidation, onTest, refiner, others) {
     "div",
     { class: "panels" },
     drawPanel(
-      `${name} on validation, where the choice is made`,
+      `${name} on validation, used for the choice`,
       validation,
       refiner,
     ),
     drawPanel(
-      `${name} on test: not used for any choice (step size ${size})`,
+      `${name} on test, not used for any choice (step size ${size})`,
       test,
       refiner,
     ),
@@ -198,4 +198,4 @@ for (const refiner of iterating) {
   );
   find("curves").append(...drawCurves(refiner, others));
 }
-if (!iterating.length) find("curves").append("No refiner iterates more than once.");
+if (!iterating.length) find("curves").append("No refiner runs more than one iteration.");

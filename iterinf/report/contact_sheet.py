@@ -1,4 +1,4 @@
-"""A data set at a glance: some images of each split beside their label maps."""
+"""The contact sheet: images of each split beside their label maps."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,19 @@ from PIL import Image
 from iterinf.data.dataset import Dataset, Record, Split
 from iterinf.report.legend import count_columns, list_classes
 
-_NUM_IMAGES = 12  # a split
-_NUM_COLUMNS = 4  # of pairs
-_LENGTH = 240  # pixels of a picture's longer side
-_GAP = 8  # pixels between pictures
-_NAME_HEIGHT = 30  # pixels, above a pair
+_NUM_IMAGES = 12  # per split
+_NUM_COLUMNS = 4  # pairs per row
+_LENGTH = 240  # longer side of an image, in pixels
+_GAP = 8  # between images, in pixels
+_NAME_HEIGHT = 30  # space above a pair, in pixels
 _MAX_NAME = 60  # characters
-_WIDTH = 14.0  # inches of the figure
+_WIDTH = 14.0  # width of the figure, in inches
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 def plot_contact_sheet(dataset: Dataset) -> Figure:
-    """Draws images of each split, spread over it evenly, with labels in class colours.
-
-    Args:
-      dataset: read at the images that are shown.
-    """
+    """Draws evenly spaced images of each split beside their painted label maps."""
     splits = dataset.splits
     records = {name: _pick_records(split) for name, split in splits.items()}
     sheets = {
@@ -61,28 +57,28 @@ def plot_contact_sheet(dataset: Dataset) -> Figure:
 
 
 def _pick_records(split: Split) -> list[Record]:
-    """The first, the last, and some at equal distances between them."""
+    """Returns evenly spaced records, including the first and the last."""
     positions = np.linspace(0, len(split) - 1, min(_NUM_IMAGES, len(split)))
     return [split[int(position)] for position in positions]
 
 
 def _paint_pair(record: Record, colors: UInt8[np.ndarray, "colors 3"]) -> Pixels:
-    """The image and, right of it, its label map, both of one length."""
+    """Paints an image with its label map on the right."""
     painted = colors[np.minimum(record.label, len(colors) - 1)]
     height, width = record.label.shape
     scale = _LENGTH / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     methods = (Image.Resampling.BOX, Image.Resampling.NEAREST)
     image, label = (
-        np.asarray(Image.fromarray(picture).resize(size, method))
-        for picture, method in zip((record.image, painted), methods, strict=True)
+        np.asarray(Image.fromarray(array).resize(size, method))
+        for array, method in zip((record.image, painted), methods, strict=True)
     )
     gap = np.full((size[1], _GAP, 3), 255, np.uint8)
     return np.concatenate([image, gap, label], axis=1)
 
 
 def _arrange(pairs: Sequence[Pixels]) -> Pixels:
-    """Pairs on white, in equal cells with room for a name above each."""
+    """Arranges pairs in a grid on white, with room for a name above each."""
     height = max(pair.shape[0] for pair in pairs) + _NAME_HEIGHT
     width = max(pair.shape[1] for pair in pairs) + 3 * _GAP
     num_rows = -(-len(pairs) // _NUM_COLUMNS)

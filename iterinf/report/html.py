@@ -1,6 +1,6 @@
-"""report.html: one file that shows a workdir's results, and needs nothing beside it.
+"""report.html: a self-contained page with the results of a workdir.
 
-What it shows is one JSON object; page.js, charts.js and viewer.js draw it.
+The results are one JSON object, drawn by page.js, charts.js and viewer.js.
 """
 
 import base64
@@ -45,17 +45,14 @@ def write_page(
     """Writes the page.
 
     Args:
-      path: of the file.
-      dataset: its name, its classes and their colours, the size of its test split.
-      rows: of the table, the plain network first.
-      refiners: what the stages left.
-      pictures: what the viewer shows; none: there is no viewer.
-      notes: sentences under the table.
-      provenance: how the numbers were made.
-      config: plain nested dicts, as config.json has it.
-
-    Raises:
-      UserError: if writing fails.
+      path: The output file.
+      dataset: The data set, for its name, classes, colours and number of test images.
+      rows: The rows of the table, with the segmenter alone first.
+      refiners: The results of the refiners.
+      pictures: The images of the viewer, which is hidden if there are none.
+      notes: Sentences below the table.
+      provenance: The provenance of the results.
+      config: The config as plain nested dicts.
     """
     title = f"{rows[0].model} on {dataset.name}"
     document = {
@@ -79,26 +76,23 @@ def write_page(
         script="\n".join((_FOLDER / name).read_text() for name in _SCRIPTS),
     )
     write_atomically({path: page.encode()})
-    print_once(f"Page: {path}")
+    print_once(f"Report page written to {path}")
 
 
 def _encode(document: Mapping[str, Any]) -> str:
-    """JSON for a script element, which the first "</script>" would end."""
+    """Encodes JSON for a script element, escaping "</script>"."""
     text = json.dumps(drop_nan(document), allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c")
 
 
 def _describe_row(row: Row) -> dict[str, Any]:
-    """A row by field; each measure as the texts of its value and its interval."""
+    """Converts a row to a dict, with measures and their intervals as text."""
     measures = [format_measure(name, found) for name, found in row.measures]
     return row._asdict() | {"measures": measures}
 
 
 def _describe_curves(refiner: RefinerResult) -> dict[str, Any]:
-    """A refiner's choice, and its curves in per cent after 0..t iterations.
-
-    Mean IoU on validation and on test; boundary F1 on both, if it is known.
-    """
+    """Describes a refiner's choice, and its curves over iterations in per cent."""
     step_sizes, validation, test = read_curves(refiner)
     boundaries = read_boundary_curves(refiner)
     return {
@@ -122,7 +116,7 @@ def _list_percent(fractions: Float[np.ndarray, "*shape"]) -> list[Any]:
 def _describe_picture(
     picture: Picture, refiners: Sequence[RefinerResult]
 ) -> dict[str, Any]:
-    """A JPEG, packed label maps, and how many more pixels each refiner gets right."""
+    """Describes an image: a JPEG, packed label maps, and correct pixels gained."""
     label, segmented = picture.record.label, picture.segmented
     right = int(np.count_nonzero(segmented == label))
     gained = {

@@ -1,4 +1,4 @@
-"""The classes beside a picture of label maps, as many as one still reads."""
+"""Figure legends of class colours."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ def list_classes(
     classes: Sequence[str],
     colors: UInt8[np.ndarray, "colors 3"],
 ) -> list[Patch]:
-    """Legend entries of all classes and void, or of those that the maps show most.
+    """Creates legend entries of void and of all, or the most frequent, classes.
 
     Args:
-      maps: what the picture shows; k and above are void.
-      classes: k names.
-      colors: RGB a class; the last is void.
+      maps: The label maps in the figure; k and above are void.
+      classes: The k class names.
+      colors: The RGB colours of the k classes and void.
     """
     chosen = np.arange(len(classes))
     if len(classes) > MAX_CLASSES:
@@ -36,7 +36,7 @@ def list_classes(
 
 
 def count_columns(entries: Sequence[Patch], width: float) -> int:
-    """How many columns of a legend in letters of 9 points fit into so many inches."""
+    """Returns the number of 9-point legend columns that fit into a width in inches."""
     longest = max(len(str(entry.get_label())) for entry in entries)
     column = 0.55 + 0.075 * longest
     return max(1, min(len(entries), int(width / column)))
@@ -45,7 +45,7 @@ def count_columns(entries: Sequence[Patch], width: float) -> int:
 def make_patches(
     names: Sequence[str], colors: Integer[np.ndarray, "n 3"]
 ) -> list[Patch]:
-    """Legend entries with a thin edge, so that white ones show."""
+    """Creates legend entries with a thin edge, so that white ones are visible."""
     return [
         Patch(facecolor=color / 255, edgecolor="0.3", label=name)
         for name, color in zip(names, colors, strict=True)

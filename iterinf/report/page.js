@@ -1,5 +1,5 @@
 "use strict";
-// The summary, the tables and the provenance; what charts.js and viewer.js build on.
+// The summary, the tables and the provenance; helpers for charts.js and viewer.js.
 
 const report = JSON.parse(document.getElementById("document").textContent);
 const SVG = "http://www.w3.org/2000/svg";
@@ -29,7 +29,7 @@ function formatNumber(value) {
   return value === null ? "" : value.toFixed(1).replace(/^-(0\.0)$/, "$1");
 }
 
-/** Points, signed; zero as 0.0. */
+/** Formats percentage points with a sign; zero is 0.0. */
 function formatGain(value) {
   const text = formatNumber(value);
   return Number(text) > 0 ? `+${text}` : text.replace("-", "−");
@@ -46,17 +46,17 @@ function createSwatch(label) {
   });
 }
 
-/** What the last refiner, the one the table leads up to, does. */
+/** Summarises the last refiner of the table. */
 function summarise() {
   const [plain, last] = [report.rows[0], report.rows.at(-1)];
   find("summary").append(
-    `Mean IoU on test: ${formatNumber(plain.mean_iou)} by the segmenter alone, ` +
-      `${formatNumber(last.mean_iou)} by ${last.model}: ${formatGain(last.gain)} ` +
-      `points, 95% interval ${formatInterval(last)}.`,
+    `Test mean IoU: ${formatNumber(plain.mean_iou)} for the segmenter alone, ` +
+      `${formatNumber(last.mean_iou)} for ${last.model}, a gain of ` +
+      `${formatGain(last.gain)} points (95% interval ${formatInterval(last)}).`,
   );
 }
 
-/** A gain as a point with its interval as a bar; the dashed line is no gain. */
+/** Draws a gain as a point and its interval as a bar; the dashed line is zero. */
 function drawInterval(row, low, high) {
   const place = (value) => 4 + (136 * (value - low)) / (high - low);
   const line = (name, x1, x2, y1, y2) =>
@@ -106,7 +106,7 @@ function createHead(titles) {
   return create("thead", {}, create("tr", {}, ...cells));
 }
 
-/** IoU of every class by the segmenter alone and the refiners, changes coloured. */
+/** Fills the table of IoU per class; changes from the segmenter alone are coloured. */
 function fillClasses() {
   const rows = report.rows.filter((row) => !row.is_control);
   const [plain] = rows;
@@ -125,7 +125,7 @@ function fillClasses() {
       create("th", { scope: "row" }, createSwatch(k), name),
       ...rows.map((row) => {
         const points = row === plain ? null : change(row, k);
-        const color = points > 0 ? "--mended" : "--spoiled";
+        const color = points > 0 ? "--corrected" : "--degraded";
         const strength = (0.55 * Math.abs(points ?? 0)) / largest;
         const cell = create(
           "td",
@@ -142,7 +142,7 @@ function fillClasses() {
   find("classes").append(createHead(titles), create("tbody", {}, ...lines));
 }
 
-/** What mean IoU hardly sees: each measure, and the interval of its difference. */
+/** Fills the table of the other measures and the intervals of their differences. */
 function fillMeasures() {
   const titles = report.measures.flatMap((title) => [title, "95% interval"]);
   const lines = report.rows.map((row, index) => {

@@ -1,4 +1,4 @@
-"""Predictions as pictures, encoded as files."""
+"""Painting of predictions, and encoding as image files."""
 
 import io
 from collections.abc import Sequence
@@ -9,43 +9,43 @@ from PIL import Image, ImageDraw, ImageFont
 
 Labels = UInt8[np.ndarray, "h w"]
 Pixels = UInt8[np.ndarray, "h w 3"]
-Colors = UInt8[np.ndarray, "colors 3"]  # RGB, one a class
+Colors = UInt8[np.ndarray, "colors 3"]  # RGB per class
 
 _GAP = 8  # white columns between panels
-_LINE = 32  # pixels of a legend's entry
-_LEAST_WIDTH = 480  # of an animation, by repeated pixels
-_MILLISECONDS = 150  # a frame
+_LINE = 32  # height of a legend entry, in pixels
+_LEAST_WIDTH = 480  # minimum width of an animation, reached by repeating pixels
+_MILLISECONDS = 150  # per frame
 _LAST_MILLISECONDS = 1500
 
 
 def dim(image: Pixels) -> Pixels:
-    """The image in grey, at half its brightness."""
+    """Converts the image to grey at half its brightness."""
     grey = (image.sum(axis=-1, dtype=np.uint16) // 6).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def overlay(image: Pixels, labels: Labels, colors: Colors) -> Pixels:
-    """The mean of the image and the colours of its classes."""
+    """Averages the image and the colours of its classes."""
     return image // 2 + colors[labels] // 2
 
 
 def paint_changes(
     image: Pixels, before: Labels, after: Labels, colors: Colors
 ) -> Pixels:
-    """Pixels whose class changed, in the colour of the new one; the rest dim grey."""
+    """Paints changed pixels in the colour of their new class, and the rest dim grey."""
     return np.where((before != after)[..., None], colors[after], dim(image))
 
 
 def place_side_by_side(
     image: Pixels, label_maps: Sequence[Labels], colors: Colors, *, width: int
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """The image and then label maps in their colours, on white.
+    """Places the image and label maps side by side.
 
     Args:
-      image: the first panel.
-      label_maps: the others, of the image's size.
-      colors: of the classes.
-      width: the most pixels that a panel has.
+      image: The first panel.
+      label_maps: The other panels, of the image's size.
+      colors: The class colours.
+      width: The maximum width of a panel in pixels.
     """
     full = Image.fromarray(image)
     size = full.size
@@ -62,7 +62,7 @@ def place_side_by_side(
 
 
 def draw_legend(classes: Sequence[str], colors: Colors) -> UInt8[np.ndarray, "_ _ 3"]:
-    """The names of the classes beside their colours, on white."""
+    """Draws the names of the classes beside their colours."""
     font = ImageFont.load_default(_LINE // 2)
     width = 2 * _LINE + int(max(font.getlength(name) for name in classes))
     image = Image.new("RGB", (width, _LINE * len(classes)), "white")
@@ -76,22 +76,22 @@ def draw_legend(classes: Sequence[str], colors: Colors) -> UInt8[np.ndarray, "_ 
 
 
 def encode_label_map(labels: Labels, colors: Colors) -> bytes:
-    """A PNG of class ids that shows in the classes' colours."""
+    """Encodes class ids as a PNG with the class colours as palette."""
     return _encode(_to_palette(labels, colors), "png")
 
 
 def encode_png_fast(image: UInt8[np.ndarray, "_ _ 3"]) -> bytes:
-    """A PNG, larger than it could be, in a fraction of the time."""
+    """Encodes a PNG quickly, with low compression."""
     return _encode(Image.fromarray(image), "png", compress_level=1)
 
 
 def encode_jpeg(image: Pixels) -> bytes:
-    """A JPEG of good quality."""
+    """Encodes a JPEG of good quality."""
     return _encode(Image.fromarray(image), "jpeg", quality=90)
 
 
 def encode_animation(label_maps: UInt8[np.ndarray, "t _ _"], colors: Colors) -> bytes:
-    """A GIF that repeats for ever and rests at its last label map."""
+    """Encodes an endless GIF that pauses at the last label map."""
     factor = -(-_LEAST_WIDTH // label_maps.shape[2])
     frames = [
         _to_palette(labels.repeat(factor, axis=0).repeat(factor, axis=1), colors)

@@ -1,4 +1,4 @@
-"""results/: the table and the figures, made from what the stages left."""
+"""The results folder: table and figures, from the outputs of the stages."""
 
 import functools
 import pathlib
@@ -25,7 +25,7 @@ from iterinf.report.trajectories import Picture, unpack_maps
 from iterinf.runtime.distributed import print_once
 from iterinf.runtime.files import read_arrays
 
-# Key in test.npz -> what its row is called after the refiner's title.
+# Key in test.npz -> suffix of the row's title.
 SUFFIXES = {
     "initial": ", its own segmenter",
     "one_reconstruction": ", one reconstruction",
@@ -33,7 +33,7 @@ SUFFIXES = {
     "refined": "",
 }
 SEGMENTER = "the segmenter alone"
-CONTROLS = {  # key in test.npz -> what a refiner is compared with
+CONTROLS = {  # key in test.npz -> description of the control
     "one_reconstruction": "one full reconstruction",
     "damped_step": "one damped step",
 }
@@ -43,27 +43,27 @@ _LISTED = {"mean IoU": MEAN_IOU} | {TITLES[k]: m for k, m in MEASURES.items()}
 
 
 class Difference(NamedTuple):
-    """A refiner's test result minus another, with paired 95% intervals over images."""
+    """Differences between two test results, with paired 95% intervals."""
 
-    model: str  # title of its row
-    over: str  # what it is compared with: SEGMENTER, one of CONTROLS, or another title
+    model: str  # title of the refiner's row
+    over: str  # the other result: SEGMENTER, one of CONTROLS, or another title
     intervals: dict[str, Interval]  # by "mean IoU", "boundary F1", ...
 
 
 class RefinerResult(NamedTuple):
-    """What the stages left of one refiner."""
+    """The result of one refiner."""
 
     name: str
     title: str  # as in the table, e.g. FCN8 + DAE(y)
     step_size: float
-    step_sizes: tuple[float, ...]  # that it is chosen from
+    step_sizes: tuple[float, ...]  # the candidates for step_size
     num_iterations: int
     parameters: dict[str, float]  # chosen on validation, by name
-    damped_step_size: float | None  # None: there are no controls
-    end_to_end: bool  # whether it has a segmenter of its own
-    is_control: bool  # whether it is there for others to be compared with
+    damped_step_size: float | None  # None: no controls
+    end_to_end: bool  # whether it has its own segmenter
+    is_control: bool  # whether it is a control for other refiners
     folder: pathlib.Path  # holds curve.npz, test.npz
-    follows: str = ""  # title of the refiner that it starts from; "": of none
+    follows: str = ""  # title of the followed refiner; "": none
 
 
 def make_rows(
@@ -73,7 +73,7 @@ def make_rows(
     blocks: Sequence[int],
     num_resamples: int,
 ) -> list[Row]:
-    """Makes the table: the segmenter, then controls and result of each refiner."""
+    """Creates the rows of the segmenter, and of each refiner and its controls."""
     rows = [make_row(title, plain, plain, blocks)]
     for refiner in refiners:
         test = read_arrays(refiner.folder / "test.npz")
@@ -106,9 +106,10 @@ def list_differences(
     blocks: Sequence[int],
     num_resamples: int,
 ) -> list[Difference]:
-    """Compares each refiner with the segmenter, its controls and the one without y.
+    """Compares each refiner with the segmenter, its controls and its predecessor.
 
-    One that follows another is compared with that one.
+    The controls include the refiner that does not read y. The predecessor is the
+    refiner that it follows, if any.
     """
     tests = {r.title: read_arrays(r.folder / "test.npz") for r in refiners}
     results = {title: unpack(test, "refined") for title, test in tests.items()}
@@ -134,12 +135,11 @@ def list_differences(
 
 
 def describe_differences(differences: Sequence[Difference]) -> list[str]:
-    """Says of each refiner whether it gains, and whether iterating beats both controls.
+    """States for each refiner whether it gains, and whether it beats both controls.
 
-    It does where the paired interval of each difference in mean IoU lies above zero;
-    the other measures follow. A refiner that gains nothing can beat its controls by
-    standing still; there they are left out, as they are where it has none. What a
-    refiner adds to the one that it follows is told in all measures.
+    A gain requires that the paired interval of the difference in mean IoU lies above
+    zero. Controls are reported only for refiners that gain, since a refiner can beat
+    them by changing nothing. The gain over a followed refiner is given in all measures.
     """
     sentences = []
     for model in dict.fromkeys(difference.model for difference in differences):
@@ -157,13 +157,13 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
             continue
         gains = {over: found["mean IoU"] for over, found in controls.items()}
         beats = all(gain.low > 0 for gain in gains.values())
-        verdict = "beats both controls" if beats else "does not clearly beat both"
+        verdict = "beats" if beats else "does not clearly beat"
         listed = " and ".join(
             f"{_format_interval(gain)} points of mean IoU over {over}"
             for over, gain in gains.items()
         )
-        sentences.append(f"{model} by iterating {verdict}: {listed}.")
-        told = [own[SEGMENTER]]  # the best damped step may be the full one
+        sentences.append(f"{model} {verdict} both controls by iterating: {listed}.")
+        told = [own[SEGMENTER]]  # the best damped step may be a full reconstruction
         for over, found in own.items():
             if found not in told:
                 told.append(found)
@@ -178,8 +178,8 @@ def _compare(model: str, over: str, found: Mapping[str, Interval]) -> str:
 
 def _judge(gain: Interval) -> str:
     if gain.low > 0:
-        return "gains on"
-    return "loses against" if gain.high < 0 else "does not clearly gain on"
+        return "improves on"
+    return "is worse than" if gain.high < 0 else "does not clearly improve on"
 
 
 def _format_interval(interval: Interval) -> str:
@@ -197,17 +197,17 @@ def write_results(
     notes: Sequence[str],
     provenance: dict[str, Any],
 ) -> None:
-    """Writes table.{csv,json,md}, Figure 4 of each refiner, and Figure 3.
+    """Writes table.{csv,json,md}, Figure 4 for each refiner, and Figure 3.
 
     Args:
-      directory: where they go; figures under figures/.
-      dataset: its classes and their colours.
-      rows: of the table.
-      refiners: what the stages left.
-      pictures: of Figure 3.
-      differences: between refiners and their controls, for table.json.
-      notes: sentences under the table.
-      provenance: printed under them.
+      directory: The output folder; figures go to figures/.
+      dataset: The data set, for its classes and colours.
+      rows: The rows of the table.
+      refiners: The results of the refiners.
+      pictures: The images of Figure 3.
+      differences: Differences between refiners and their controls, for table.json.
+      notes: Sentences below the table.
+      provenance: The provenance of the results, below the notes.
     """
     listed = [
         {"model": d.model, "over": d.over}
@@ -229,16 +229,16 @@ def write_results(
         "",
         *notes,
         "",
-        f"Table and figures: {directory}",
+        f"Table and figures written to {directory}",
     )
 
 
 def _list_predictions(
     title: str, refiners: Sequence[RefinerResult], pictures: Sequence[Picture]
 ) -> dict[str, UInt8[np.ndarray, "n h w"]]:
-    """Label maps by title, the segmenter's first.
+    """Returns label maps by title: the segmenter and the first and last refiner.
 
-    Of the paper's table this is what its Figure 3 shows: CRF first, DAE(y) last.
+    For the rows of the paper's table these are the ones in its Figure 3: CRF, DAE(y).
     """
     predictions = {title: np.stack([picture.segmented for picture in pictures])}
     for refiner in (refiners[0], refiners[-1]):
@@ -248,16 +248,16 @@ def _list_predictions(
 
 
 def choose_map(picture: Picture, refiner: RefinerResult) -> UInt8[np.ndarray, "h w"]:
-    """The label map after the chosen iterations with the chosen step size."""
+    """Returns the label map for the chosen step size and number of iterations."""
     packed = picture.refined[refiner.name][refiner.step_sizes.index(refiner.step_size)]
     return unpack_maps(packed, picture.segmented)[refiner.num_iterations]
 
 
 def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> None:
-    """Draws Figure 4 of every refiner that iterates, in a DAE's those without controls.
+    """Draws Figure 4 for every refiner with several iterations.
 
-    The paper's Figure 4 sets the CRF beside the DAE in this way; here all of one figure
-    start from the same y.
+    As in the paper, the figure of a refiner with controls (a DAE) also shows those
+    without (the CRF), if they start from the same y.
     """
     iterating = [refiner for refiner in refiners if read_curves(refiner)[2].size > 2]
     for refiner in iterating:
@@ -286,7 +286,7 @@ def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> 
 def read_curves(
     refiner: RefinerResult,
 ) -> tuple[list[float], Float[np.ndarray, "s p"], Float[np.ndarray, " q"]]:
-    """Step sizes, and mean IoU after 0..t iterations, on validation and on test."""
+    """Reads step sizes, and mean IoU after 0..t iterations on validation and test."""
     curve = read_arrays(refiner.folder / "curve.npz")
     test = read_arrays(refiner.folder / "test.npz")
     step_sizes = curve["step_sizes"].tolist()
@@ -302,7 +302,7 @@ def read_curves(
 def read_boundary_curves(
     refiner: RefinerResult,
 ) -> tuple[Float[np.ndarray, "s p"], Float[np.ndarray, " q"]] | None:
-    """Boundary F1 as `read_curves` has mean IoU; None where a choice is older."""
+    """Reads boundary F1 like `read_curves`; None for choices of earlier versions."""
     curve = read_arrays(refiner.folder / "curve.npz")
     test = read_arrays(refiner.folder / "test.npz")
     if "boundary_f1" not in curve:
@@ -318,7 +318,7 @@ def read_boundary_curves(
 def _read_test_measures(
     refiner: RefinerResult,
 ) -> dict[str, Float[np.ndarray, " p"]]:
-    """NLL and fragmentation on test after 0..t iterations, by what they are."""
+    """Reads NLL and fragmentation on test after 0..t iterations, by axis label."""
     test = read_arrays(refiner.folder / "test.npz")
     initial = unpack(test, "initial")
     units = {"nll": "NLL (nats per pixel)", "fragmentation": "fragmentation"}
@@ -331,10 +331,10 @@ def _read_test_measures(
 def choose_pictures(
     plain: Int[np.ndarray, "n k k"], refiner: RefinerResult, num_pictures: int
 ) -> list[int]:
-    """Test images from the one that gained most to the one that lost most.
+    """Chooses test images at equal steps of rank by gain in correct pixels.
 
-    By the number of correct pixels, in equal steps of rank, so that failures show too:
-    three are the best, the median and the worst.
+    The first has the largest gain and the last the largest loss, so that failures are
+    shown too; three images are the best, the median and the worst.
     """
     refined = read_arrays(refiner.folder / "test.npz")["refined"]
     gained = np.einsum("nkk->n", refined - plain)

@@ -1,4 +1,4 @@
-"""A line of the table, from what was counted of the images of a split."""
+"""The rows of the results table, from the tallies of a split."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,28 +10,28 @@ from iterinf.ops.metrics import compute_class_iou, compute_global_accuracy
 
 
 class Comparison(NamedTuple):
-    """A value of a model, and its difference to another's with an interval."""
+    """A model's value of a measure, and its difference from the baseline's."""
 
     value: float
-    gain: float  # this model's minus the other's
+    gain: float  # this model's value minus the baseline's
     low: float
     high: float
 
 
 class Row(NamedTuple):
-    """A line of the table; all in per cent, gains in points."""
+    """A row of the table; values in per cent, gains in percentage points."""
 
     model: str
     class_iou: tuple[float, ...]  # k; nan: absent from truth and prediction
     mean_iou: float
     global_accuracy: float
-    gain: float  # mean IoU minus the segmenter's; 0 for that itself
+    gain: float  # mean IoU minus the segmenter's; 0 for the segmenter alone
     gain_low: float
     gain_high: float
     step_size: float | None  # None: the segmenter alone
     num_iterations: int
-    is_control: bool = False  # whether it is there for another row to be compared with
-    measures: tuple[tuple[str, Comparison], ...] = ()  # of MEASURES, by name
+    is_control: bool = False  # whether it is a control for another row
+    measures: tuple[tuple[str, Comparison], ...] = ()  # by name, a key of MEASURES
 
 
 def make_row(
@@ -46,20 +46,20 @@ def make_row(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Row:
-    """Makes a line of the table from what was counted of the images of a split.
+    """Creates a row of the table.
 
-    The segmenter alone is its own baseline: gains and intervals are then exactly 0.
+    The segmenter alone is its own baseline: its gains and intervals are exactly 0.
 
     Args:
-      model: its name in the table.
-      tally: [n], with details.
-      baseline: the same of the segmenter alone.
-      blocks: the bootstrap block of each image.
-      step_size: the chosen one; None for the segmenter alone.
-      num_iterations: the chosen number; 0 for the segmenter alone.
-      is_control: whether another row is compared with it.
-      num_resamples: see `bootstrap`.
-      seed: see `bootstrap`.
+      model: The title of the row.
+      tally: The tally [n] of the model, with details.
+      baseline: The tally [n] of the segmenter alone, with details.
+      blocks: The bootstrap block of each image.
+      step_size: The chosen step size; None for the segmenter alone.
+      num_iterations: The chosen number of iterations; 0 for the segmenter alone.
+      is_control: Whether the row is a control for another row.
+      num_resamples: The number of bootstrap resamples.
+      seed: The seed of the bootstrap.
     """
     total = tally.confusion.sum(axis=0)
 

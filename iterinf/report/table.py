@@ -1,4 +1,4 @@
-"""The table of a run: table.csv, table.json and table.md, all in per cent."""
+"""The results table: table.csv, table.json and table.md, all in per cent."""
 
 import csv
 import io
@@ -41,26 +41,25 @@ def write_table(
     provenance: Mapping[str, object],
     differences: Sequence[Mapping[str, object]] = (),
 ) -> None:
-    """Writes table.csv, table.json and table.md, each whole.
+    """Writes table.csv, table.json and table.md.
 
     Columns: model, the classes, mean_iou, global_accuracy, gain, gain_low, gain_high
-    (per cent), step_size, num_iterations; then of each measure m of
-    `iterinf.evaluation.measures.MEASURES` m, m_gain, m_low, m_high. In the md they have
-    a table of their own. A class absent from truth and prediction, and
-    the step size of the segmenter alone, are empty in the csv, null in the json and
-    "-" in the md. The json holds full precision under "rows", where it also says which
-    rows are controls, beside "classes" and "provenance".
+    (per cent), step_size, num_iterations; then m, m_gain, m_low and m_high for each
+    measure m of `iterinf.evaluation.measures.MEASURES`, in a second table in table.md.
+    Classes absent from truth and prediction, and the step size of the segmenter alone,
+    are empty in the csv, null in the json and "-" in the md. The json has full
+    precision and marks the rows that are controls.
 
     Args:
-      rows: the segmenter alone first.
-      classes: k names.
-      directory: created where missing.
-      notes: sentences under the md's table, and in the json.
-      provenance: how the numbers were made: commit, seed, hardware, wall time, command.
-      differences: further comparisons, for the json alone.
+      rows: The rows, with the segmenter alone first.
+      classes: The k class names.
+      directory: The output folder.
+      notes: Sentences for the md and the json.
+      provenance: The commit, seed, hardware, wall time and command of the results.
+      differences: Further comparisons, for the json only.
 
     Raises:
-      UserError: if a class is named as another column, or if writing fails.
+      UserError: If a class is named like another column, or writing fails.
     """
     check_class_names(classes)
     records = [_make_record(row, classes) for row in rows]
@@ -90,15 +89,18 @@ def write_table(
 
 
 def check_class_names(classes: Sequence[str]) -> None:
-    """Refuses, by a UserError, a class that is named as another column."""
+    """Raises UserError if a class is named like another column."""
     measures = {f"{name}{part}" for name in TITLES for part in _PARTS}
     clashes = {"model", *_LAST_COLUMNS, *measures} & set(classes)
     if clashes:
-        raise UserError(f"class name {min(clashes)!r} is a column of the table too")
+        raise UserError(
+            f"class name {min(clashes)!r} is also a column of the results table; "
+            "rename the class"
+        )
 
 
 def drop_nan(tree: Any) -> Any:
-    """None for nan, which JSON does not know."""
+    """Replaces nan, which JSON lacks, by None."""
     if isinstance(tree, Mapping):
         return {str(key): drop_nan(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -107,10 +109,9 @@ def drop_nan(tree: Any) -> Any:
 
 
 def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Formats the rows for a terminal: the models, then IoU by class below.
+    """Formats the rows for a terminal: the models, then their IoU per class.
 
-    The columns of the lower part are the numbers in front of the models, so that both
-    parts stay narrow for any number of classes.
+    The second part refers to models by number, so that it stays narrow.
     """
     header = ["", "model", "mean IoU", "accuracy", "gain", "95%", "step", "iterations"]
     models = [[*header, *(TITLES[name] for name, _ in rows[0].measures)]]
@@ -138,7 +139,7 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
 
 
 def _make_record(row: Row, classes: Sequence[str]) -> dict[str, object]:
-    """A row by column, nan as None."""
+    """Converts a row to a dict by column, with None for nan."""
     record: dict[str, object] = {"model": row.model}
     record |= dict(zip(classes, row.class_iou, strict=True))
     record |= {name: getattr(row, name) for name in _LAST_COLUMNS}
@@ -151,7 +152,7 @@ def _make_record(row: Row, classes: Sequence[str]) -> dict[str, object]:
 
 
 def _format_csv(records: Sequence[Mapping[str, object]]) -> str:
-    """Four decimals of a per cent; empty for None."""
+    """Formats the csv, with four decimals; None is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(records[0])
@@ -171,7 +172,7 @@ def _format_markdown(
     notes: Sequence[str],
     provenance: Mapping[str, object],
 ) -> str:
-    """The table, then what one must know to read it."""
+    """Formats the table, its explanation, the notes and the provenance."""
     header = ["model", *classes, *_LAST_COLUMNS]
     lines = [header, ["---", *(["---:"] * (len(header) - 1))]]
     for row in rows:
@@ -187,9 +188,10 @@ def _format_markdown(
             ]
         )
     paragraphs = [
-        "All in per cent. `gain` is the difference in mean IoU to the first row, in "
-        "points, with its 95% paired interval `gain_low` to `gain_high` (bootstrap "
-        "over blocks of images). The interval covers images, not training seeds.",
+        "All values are in per cent. `gain` is the difference in mean IoU from the "
+        "first row, in percentage points, with its 95% paired interval `gain_low` to "
+        "`gain_high` (bootstrap over blocks of images). The interval does not cover "
+        "training seeds.",
         _describe_absent_classes(rows, classes),
         *_format_measures(rows),
         *notes,
@@ -201,7 +203,7 @@ def _format_markdown(
 
 
 def _format_measures(rows: Sequence[Row]) -> list[str]:
-    """A table of the measures with their differences to the first row, and a legend."""
+    """Formats the table of measures, and its explanation."""
     names = [name for name, _ in rows[0].measures]
     if not names:
         return []
@@ -214,16 +216,17 @@ def _format_measures(rows: Sequence[Row]) -> list[str]:
         lines.append([row.model, *itertools.chain.from_iterable(cells)])
     return [
         format_markdown_lines(lines),
-        "Boundary F1 in per cent, within evaluation.boundary_tolerance of the image "
-        "diagonal; NLL: negative log-likelihood of the truth in nats per pixel; "
-        "ECE: expected calibration error in per cent; fragmentation: connected regions "
-        "of the prediction over those of the truth (1 is right). 95%: paired interval "
-        "of the difference to the first row.",
+        "Boundary F1 is in per cent, with a tolerance of evaluation.boundary_tolerance "
+        "times the image diagonal. NLL is the negative log-likelihood of the truth in "
+        "nats per pixel, ECE the expected calibration error in per cent, fragmentation "
+        "the number of connected regions in the prediction divided by that in the "
+        "truth (1 is ideal). 95%: paired interval of the difference from the first "
+        "row.",
     ]
 
 
 def format_measure(name: str, found: Comparison) -> tuple[str, str]:
-    """A measure's value, and the interval of its difference to the first row."""
+    """Formats a measure and the interval of its difference from the first row."""
     decimals = DECIMALS[name]
     low, high = (format_gain(x, decimals) for x in (found.low, found.high))
     interval = low if math.isnan(found.low) else f"{low} to {high}"
@@ -231,7 +234,7 @@ def format_measure(name: str, found: Comparison) -> tuple[str, str]:
 
 
 def format_markdown_lines(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells, whose vertical bars are escaped."""
+    """Formats cells as a Markdown table, escaping vertical bars."""
     return "\n".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
         for line in lines
@@ -239,8 +242,8 @@ def format_markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _describe_absent_classes(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Names the classes that are no part of the mean, and the rows this holds for."""
-    rule = "A class absent from truth and prediction is left out of the mean and named"
+    """Names the classes excluded from the mean, and the rows concerned."""
+    rule = "Classes absent from truth and prediction, excluded from the mean"
     absent = {
         name: [row.model for row in rows if math.isnan(row.class_iou[index])]
         for index, name in enumerate(classes)
@@ -250,21 +253,21 @@ def _describe_absent_classes(rows: Sequence[Row], classes: Sequence[str]) -> str
         for name, models in absent.items()
         if models
     ]
-    return f"{rule}: {', '.join(found) or 'here none'}."
+    return f"{rule}: {', '.join(found) or 'none'}."
 
 
 def _quote(value: object) -> str:
-    """A value as inline code on one line."""
+    """Formats a value as inline code on one line."""
     return f"`{' '.join(str(value).split())}`"
 
 
 def _format_number(value: float, decimals: int = 1) -> str:
-    """Some decimals; "-" for nan."""
+    """Formats a number; nan is "-"."""
     return "-" if math.isnan(value) else f"{value:z.{decimals}f}"
 
 
 def format_gain(value: float, decimals: int = 1) -> str:
-    """Points, signed; zero as 0.0, nan as "-"."""
+    """Formats percentage points with a sign; zero is 0.0, nan "-"."""
     if math.isnan(value):
         return "-"
     text = f"{value:+z.{decimals}f}"
@@ -272,12 +275,12 @@ def format_gain(value: float, decimals: int = 1) -> str:
 
 
 def _format_step_size(step_size: float | None) -> str:
-    """The shortest form; empty for None."""
+    """Formats a step size; None is empty."""
     return "" if step_size is None else f"{step_size:g}"
 
 
 def align(lines: Sequence[Sequence[str]], *, left: int) -> str:
-    """Pads cells to columns, the first `left` of them to the left."""
+    """Aligns columns; the first `left` columns are left-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -1,7 +1,7 @@
-"""Test images with their label maps through the iterations, packed to be kept.
+"""Compressed label maps of test images after every iteration.
 
-A label map differs little from the one before it: their XOR is nearly all zeros, which
-zlib makes small. The page's viewer.js unpacks the same bytes.
+Successive label maps differ little: their XOR is mostly zeros, which zlib compresses
+well. The page's viewer.js unpacks the same bytes.
 """
 
 import zlib
@@ -14,21 +14,21 @@ from iterinf.data.dataset import Record
 
 
 class Picture(NamedTuple):
-    """A test image, and what the networks make of it."""
+    """A test image with its label maps."""
 
     record: Record
-    segmented: UInt8[np.ndarray, "h w"]  # by the plain network
+    segmented: UInt8[np.ndarray, "h w"]  # by the segmenter alone
     refined: dict[str, list[bytes]]  # by refiner and step size; from `pack_maps`
 
 
 def pack_maps(
     maps: UInt8[np.ndarray, "p h w"], start: UInt8[np.ndarray, "h w"]
 ) -> bytes:
-    """Packs successive label maps: zlib over the XOR of each with the one before.
+    """Packs successive label maps: zlib over the XOR of each with the previous one.
 
     Args:
-      maps: after 0..t iterations, p = t + 1.
-      start: what the first is XORed with.
+      maps: The label maps after 0..t iterations, p = t + 1.
+      start: The map that the first one is XORed with.
     """
     before = np.concatenate([start[None], maps[:-1]])
     return zlib.compress((maps ^ before).tobytes())
@@ -37,7 +37,7 @@ def pack_maps(
 def unpack_maps(
     packed: bytes, start: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "p h w"]:
-    """What `pack_maps` has packed, with the same start."""
+    """Inverts `pack_maps`, with the same start."""
     changes = np.frombuffer(zlib.decompress(packed), np.uint8)
     changes = changes.reshape(-1, *start.shape)
     return np.bitwise_xor.accumulate(np.concatenate([start[None], changes]))[1:]

@@ -1,18 +1,18 @@
-// The viewer: an image, a refiner, a step size and an iteration -> what is painted.
+// The viewer: shows an image for a chosen refiner, step size and iteration.
 
 const VIEWS = ["image", "truth", "network", "refined", "changes"];
-const MENDED = [90, 230, 120]; // as in figures.py
-const SPOILED = [210, 30, 40];
+const CORRECTED = [90, 230, 120]; // as in figures.py
+const DEGRADED = [210, 30, 40];
 const VOID = report.classes.length;
 
 const state = {
   picture: 0,
   refiner: report.curves.length - 1,
-  stepSize: 0, // its index, like the two above
+  stepSize: 0, // an index, like the two above
   iteration: 0,
   view: "refined",
 };
-let shown = null; // the maps of `state`, once they are unpacked
+let shown = null; // the label maps of `state`, once unpacked
 let request = 0;
 
 async function inflate(text) {
@@ -22,7 +22,7 @@ async function inflate(text) {
   return new Uint8Array(await new Response(inflated).arrayBuffer());
 }
 
-/** Undoes `pack_maps` of trajectories.py: each map is XORed with the one before. */
+/** Inverts `pack_maps` of trajectories.py: each map is XORed with the previous one. */
 async function unpack(text, start) {
   const maps = await inflate(text);
   for (let i = 0; i < start.length; i++) maps[i] ^= start[i];
@@ -54,7 +54,7 @@ async function unpackState() {
   return { label, segmented, photo, maps: await unpack(packed, segmented) };
 }
 
-/** Unpacks what `state` asks for, then paints it, unless it asks for more by then. */
+/** Unpacks and paints the maps of `state`, unless `state` has changed meanwhile. */
 async function load() {
   const ticket = ++request;
   shown = null;
@@ -65,7 +65,7 @@ async function load() {
     shown = unpacked;
     paint();
   } catch (error) {
-    find("status").textContent = `This browser cannot unpack the images (${error}).`;
+    find("status").textContent = `Cannot unpack the images: ${error}`;
   }
 }
 
@@ -74,7 +74,7 @@ function getRefined() {
   return shown.maps.subarray(state.iteration * size, (state.iteration + 1) * size);
 }
 
-/** The colour of a pixel in the view, as three numbers in an array. */
+/** Returns the function from a pixel's index to its [red, green, blue] in the view. */
 function makePainter(refined) {
   const { photo, label, segmented } = shown;
   const pixel = (i) => [photo[4 * i], photo[4 * i + 1], photo[4 * i + 2]];
@@ -84,8 +84,8 @@ function makePainter(refined) {
       const [red, green, blue] = pixel(i);
       const grey = (red + green + blue) / 6;
       if (label[i] >= VOID || segmented[i] === refined[i]) return [grey, grey, grey];
-      if (refined[i] === label[i]) return MENDED;
-      return segmented[i] === label[i] ? SPOILED : [grey, grey, grey];
+      if (refined[i] === label[i]) return CORRECTED;
+      return segmented[i] === label[i] ? DEGRADED : [grey, grey, grey];
     };
   }
   const map = { truth: label, network: segmented, refined }[state.view];
@@ -116,25 +116,25 @@ function paint() {
   describe(refined);
 }
 
-/** Says in words what is seen: shares of the pixels that are not void. */
+/** Describes the view in words; percentages are of the non-void pixels. */
 function describe(refined) {
   const { label, segmented } = shown;
-  let [counted, before, after, mended, spoiled] = [0, 0, 0, 0, 0];
+  let [counted, before, after, corrected, degraded] = [0, 0, 0, 0, 0];
   for (let i = 0; i < label.length; i++) {
     if (label[i] >= VOID) continue;
     counted++;
     before += segmented[i] === label[i];
     after += refined[i] === label[i];
-    mended += segmented[i] !== label[i] && refined[i] === label[i];
-    spoiled += segmented[i] === label[i] && refined[i] !== label[i];
+    corrected += segmented[i] !== label[i] && refined[i] === label[i];
+    degraded += segmented[i] === label[i] && refined[i] !== label[i];
   }
   const percent = (count) => `${((100 * count) / Math.max(counted, 1)).toFixed(1)}%`;
   const { title } = report.curves[state.refiner];
   find("status").replaceChildren(
-    create("strong", {}, `${percent(after)} of the pixels right`),
-    ` after ${state.iteration} iterations of ${title}; ${percent(before)} by the plain ` +
-      `network. Mended ${percent(mended)}, spoiled ${percent(spoiled)}. A test image: not ` +
-      "used for any choice.",
+    create("strong", {}, `${percent(after)} of pixels correct`),
+    ` after ${state.iteration} iterations of ${title}; ${percent(before)} for the segmenter ` +
+      `alone. Corrected: ${percent(corrected)}; degraded: ${percent(degraded)}. ` +
+      "Test images are not used for any choice.",
   );
   const { name } = report.pictures[state.picture];
   find("canvas").setAttribute("aria-label", `${state.view} of test image ${name}`);
@@ -146,14 +146,14 @@ function drawLegend(labels) {
     const style = `background: rgb(${color.join(",")})`;
     return create("li", {}, create("span", { class: "swatch", style }), name);
   };
-  const changes = [entry(MENDED, "mended"), entry(SPOILED, "spoiled")];
+  const changes = [entry(CORRECTED, "corrected"), entry(DEGRADED, "degraded")];
   const classes = [...new Set([...labels].map((k) => Math.min(k, VOID)))]
     .sort((a, b) => a - b)
     .map((k) => entry(report.colors[k], report.classes[k] ?? "void"));
   find("legend").replaceChildren(...(state.view === "changes" ? changes : classes));
 }
 
-/** Names the classes below the pointer. */
+/** Names the classes of the pixel under the pointer. */
 function describePixel(event) {
   if (!shown) return;
   const { width, height } = report.pictures[state.picture];
@@ -173,8 +173,8 @@ function describePixel(event) {
 function showControls() {
   const refiner = report.curves[state.refiner];
   const last = refiner.test.length - 1;
-  const chosen = state.iteration === refiner.num_iterations ? ", the choice" : "";
-  const start = state.iteration === 0 ? ", before the loop" : "";
+  const chosen = state.iteration === refiner.num_iterations ? " (chosen)" : "";
+  const start = state.iteration === 0 ? " (initial prediction)" : "";
   find("iteration").max = last;
   find("iteration").value = state.iteration;
   find("iteration-shown").value = `${state.iteration} of ${last}${chosen}${start}`;
@@ -193,7 +193,7 @@ function showControls() {
   });
 }
 
-/** Changes `state`; unpacks other maps where it must. */
+/** Changes `state`, and unpacks other maps if necessary. */
 function update(changes) {
   const isKept = !("picture" in changes || "stepSize" in changes);
   Object.assign(state, changes);
@@ -206,7 +206,7 @@ function chooseRefiner(index) {
   const refiner = report.curves[index];
   find("step-size").replaceChildren(
     ...refiner.step_sizes.map((size, step) => {
-      const name = step === refiner.chosen ? `${size} (the choice)` : String(size);
+      const name = step === refiner.chosen ? `${size} (chosen)` : String(size);
       return create("option", { value: step }, name);
     }),
   );
@@ -228,7 +228,7 @@ function chooseIteration(iteration) {
   update({ iteration: Math.min(Math.max(iteration, 0), last) });
 }
 
-/** Up and down move the page too, and belong to the viewer in its focus alone. */
+/** Handles keys; up and down also scroll the page, so they need the viewer's focus. */
 function pressKey(event) {
   const { target, key } = event;
   const isInside = find("viewer").contains(target);
@@ -251,8 +251,8 @@ function pressKey(event) {
 
 function buildViewer() {
   find("order").append(
-    `${report.pictures.length} of ${report.num_test} test images, from the one that ` +
-      `gained most pixels by ${report.curves.at(-1).title} to the one that lost most.`,
+    `${report.pictures.length} of ${report.num_test} test images, ordered by the number ` +
+      `of pixels gained with ${report.curves.at(-1).title}, from most gained to most lost.`,
   );
   report.pictures.forEach((picture, index) => {
     const image = create("img", { src: picture.image, alt: "" });

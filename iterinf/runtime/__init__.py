@@ -1,1 +1,1 @@
-"""Devices, processes, files, signals: what has nothing to do with the method."""
+"""Devices, processes, files and signals."""

@@ -1,4 +1,4 @@
-"""Progress bars: one look, shown by the first process alone."""
+"""Progress bars, shown by the first process only."""
 
 import collections
 import sys
@@ -25,13 +25,13 @@ def create_bar(
     """Creates a progress bar, hidden in all processes but the first.
 
     Args:
-      title: the work that is shown.
-      total: number of units in all.
-      unit: what is counted.
-      show: whether to show it at all.
-      initial: units done before.
-      delay: seconds before it appears; quick work shows none.
-      smoothing: of the rate: 0 averages over the whole time, 1 takes the last.
+      title: The label of the bar.
+      total: The total number of units.
+      unit: The name of a unit.
+      show: Whether to show the bar.
+      initial: The number of units already done.
+      delay: The time in seconds before the bar appears.
+      smoothing: The smoothing of the rate, from 0 (overall mean) to 1 (latest value).
     """
     return tqdm(
         desc=title,
@@ -46,12 +46,12 @@ def create_bar(
 
 
 class StepBar:
-    """A bar over training steps that the device has finished.
+    """A progress bar over training steps that the device has finished.
 
-    JAX returns before a step is computed. Here the host waits so that only a few steps
-    are handed out and not yet done: the bar is then true, batches in memory are few,
-    and a signal is answered within these steps. The rate is an average over whole
-    epochs, validation included, without the time to compile the first of each.
+    JAX dispatches steps asynchronously. The host waits here so that only a few steps
+    are in flight: the bar is then accurate, few batches are in memory, and signals are
+    handled within these steps. The rate is an average over whole epochs, including
+    validation but not compilation.
     """
 
     def __init__(self, title: str, *, total: int, initial: int):
@@ -62,7 +62,7 @@ class StepBar:
         self._is_validated = False
 
     def add(self, done: Array) -> None:
-        """Counts a step once `done`, an output of it, is computed."""
+        """Counts a step once `done`, one of its outputs, is computed."""
         self._in_flight.append(done)
         if not self._is_compiled:
             self._is_compiled = True
@@ -72,12 +72,12 @@ class StepBar:
             self._finish_one()
 
     def wait(self) -> None:
-        """Returns when every step is done."""
+        """Waits until every step is done."""
         while self._in_flight:
             self._finish_one()
 
     def end_epoch(self, seconds: float, **values: str) -> None:
-        """Shows values of an epoch whose validation took some seconds."""
+        """Shows the values of an epoch; `seconds` is the time of its validation."""
         if not self._is_validated:
             self._is_validated = True
             start = 0.0 if self._bar.disable else self._bar.start_t + seconds
@@ -85,15 +85,15 @@ class StepBar:
         self._bar.set_postfix(values, refresh=False)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Closes the bar."""
         self._bar.close()
 
     def _start_clock(self, start: float, initial: int) -> None:
-        """Lets the rate count from a time and a number of steps on."""
+        """Restarts the rate from a time and a number of steps."""
         if self._bar.disable:
             return
         self._bar.start_t, self._bar.initial = start, initial
-        # tqdm shows no end of a bar that seems never to have been shown.
+        # tqdm does not draw the final state of a bar that was never drawn.
         self._bar.last_print_t = max(self._bar.last_print_t, start)
 
     def _finish_one(self) -> None:

@@ -1,7 +1,7 @@
-"""Where arrays lie: batches cut over all devices of all processes, the rest whole.
+"""Data parallelism: batches are sharded over all devices, the rest is replicated.
 
-The same program runs with one device, those of a host, and those of many hosts: XLA
-adds what they have to tell each other (`jax.jit` over a mesh).
+The same program runs on one device, one host or many hosts; XLA inserts the
+communication (`jax.jit` over a mesh).
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from jaxtyping import PyTree
 
 from iterinf.errors import UserError
 
-MAX_IN_FLIGHT = 2  # calls handed to a device and not done: enough to keep it busy
+MAX_IN_FLIGHT = 2  # unfinished calls per device: enough to keep it busy
 
 
 @functools.cache
 def create_mesh() -> Mesh:
-    """All devices on one axis; those of a process follow each other."""
+    """Creates a mesh of all devices on one axis, grouped by process."""
     devices = sorted(
         jax.devices(), key=lambda device: (device.process_index, device.id)
     )
@@ -31,15 +31,16 @@ def create_mesh() -> Mesh:
 
 
 def create_sharding(batch_size: int, *, axis: int = 0) -> NamedSharding:
-    """Shards an axis of a batch over all devices.
+    """Creates the sharding of a batch axis over all devices.
 
     Args:
-      batch_size: length of the axis. If it is no multiple of the number of devices,
-        the batch lies whole on each, and each computes all of it.
-      axis: which one.
+      batch_size: The length of the axis. Unless it is a multiple of the number of
+        devices, the batch is replicated instead.
+      axis: The axis to shard.
 
     Returns:
-      Of arrays of any rank above `axis`. Devices of a process hold successive parts.
+      A sharding for arrays of any rank above `axis`. The devices of a process hold
+      consecutive parts.
     """
     mesh = create_mesh()
     name = None if batch_size % mesh.size else "batch"
@@ -47,31 +48,32 @@ def create_sharding(batch_size: int, *, axis: int = 0) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, key: str) -> None:
-    """Checks that a training batch can be sharded.
+    """Checks that a training batch can be sharded over all devices.
 
     Args:
-      batch_size: of the whole batch.
-      key: of the config, for the error.
+      batch_size: The global batch size.
+      key: The config key, for the error message.
 
     Raises:
-      UserError: if it is no multiple of the number of devices.
+      UserError: If it is not a multiple of the number of devices.
     """
     num_devices = jax.device_count()
     if batch_size % num_devices:
+        nearest = num_devices * math.ceil(batch_size / num_devices)
         raise UserError(
-            f"{key} is {batch_size}, expected a multiple of the {num_devices} devices "
-            f"that share a batch: {num_devices * math.ceil(batch_size / num_devices)}, "
-            "or fewer devices (CUDA_VISIBLE_DEVICES=0)"
+            f"{key} is {batch_size}, expected a multiple of the number of devices "
+            f"({num_devices}), e.g. {nearest}, or fewer devices "
+            "(CUDA_VISIBLE_DEVICES=0)"
         )
 
 
 def create_replication() -> NamedSharding:
-    """Every array whole on every device."""
+    """Creates the sharding that replicates an array on every device."""
     return NamedSharding(create_mesh(), PartitionSpec())
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """Arrays, the same in every process, whole on every device."""
+    """Replicates arrays, equal in every process, on every device."""
     return jax.jit(_identity, out_shardings=create_replication())(tree)
 
 
@@ -80,7 +82,7 @@ def _identity(tree: PyTree) -> PyTree:
 
 
 def divide(tree: PyTree[np.ndarray], *, axis: int = 0) -> PyTree[jax.Array]:
-    """Arrays that every process holds whole, cut along an axis over all devices."""
+    """Shards arrays that every process holds in full over all devices."""
 
     def place(array: np.ndarray) -> jax.Array:
         sharding = create_sharding(array.shape[axis], axis=axis)
@@ -90,22 +92,23 @@ def divide(tree: PyTree[np.ndarray], *, axis: int = 0) -> PyTree[jax.Array]:
 
 
 def use_all_devices() -> contextlib.AbstractContextManager[Any]:
-    """A context in which compiled functions know how batches are cut."""
+    """Returns a context that sets the mesh for compiled functions."""
     return jax.set_mesh(create_mesh())
 
 
 class DividedBatches(Iterator[PyTree[jax.Array]]):
-    """Batches that processes hold in parts, in their order, cut over all devices.
+    """Batches assembled from the parts of all processes, sharded over all devices.
 
-    A batch is on its way to the devices while they still work on the one before.
+    A batch is transferred while the devices still work on the previous one.
     """
 
     def __init__(self, parts: Any, batch_size: int):
-        """Takes over an iterator of pytrees of NumPy arrays, with a `close`.
+        """Wraps an iterator over this process's parts of the batches.
 
         Args:
-          parts: arrays of batch_size / number of processes on their first axis.
-          batch_size: of the whole.
+          parts: An iterator with a `close` method over pytrees of NumPy arrays, whose
+            first axes have length batch_size / number of processes.
+          batch_size: The global batch size.
         """
         self._parts = parts
         self._place = functools.partial(
@@ -117,18 +120,19 @@ class DividedBatches(Iterator[PyTree[jax.Array]]):
         return jax.tree.map(self._place, next(self._parts))
 
     def close(self) -> None:
-        """Ends the threads of the parts."""
+        """Stops the threads of the wrapped iterator."""
         self._parts.close()
 
 
 def collect(results: Iterable[PyTree[jax.Array]]) -> list[PyTree[jax.Array]]:
-    """Collects the results of compiled calls, few of which are under way at a time.
+    """Collects the results of compiled calls, with few of them in flight.
 
-    JAX returns before a call is computed: without a limit the inputs of all calls would
-    be in memory at once, and no signal would be answered before the last is done.
+    JAX dispatches asynchronously: without a limit the inputs of all calls would be in
+    memory at once, and signals would be handled only after the last call.
 
     Args:
-      results: each is asked for when at most `MAX_IN_FLIGHT` are not computed.
+      results: An iterable of results; the next one is requested when at most
+        `MAX_IN_FLIGHT` are unfinished.
     """
     collected: list[PyTree[jax.Array]] = []
     for result in results:
@@ -139,9 +143,9 @@ def collect(results: Iterable[PyTree[jax.Array]]) -> list[PyTree[jax.Array]]:
 
 
 def read_memory() -> int | None:
-    """Bytes of memory that every device has; None where JAX does not know, as on CPUs.
+    """Returns the bytes of memory per device; None if unknown, as on CPUs.
 
-    The same in all processes, which must agree on what they compile.
+    The result is the same in all processes, which must compile the same program.
     """
     own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if own is None or jax.process_count() == 1:
@@ -150,5 +154,5 @@ def read_memory() -> int | None:
 
 
 def gather(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
-    """Results of a compiled function, inside it, whole on every device."""
+    """Replicates results on every device, inside a compiled function."""
     return jax.lax.with_sharding_constraint(tree, create_replication())

@@ -1,4 +1,4 @@
-"""The processes of one run: all run the same program, the first alone writes files."""
+"""Multi-process runs: all processes run the same program, only the first writes."""
 
 import contextlib
 import os
@@ -17,23 +17,23 @@ _ADVICE = (
     "lower batch_size or crop_size of the training, or evaluation.batch_size and "
     "evaluation.sweep_batch_size"
 )
-_silent = False  # whether this is one of several processes, and not the first
-_SECONDS = 30  # without a sign of life, after which a process counts as dead
+_silent = False  # True in every process but the first
+_SECONDS = 30  # heartbeat timeout
 
 
 def start_processes(*, coordinator: str, count: int, index: int) -> None:
     """Joins the processes of a run, which must share the file system of the workdir.
 
-    To be called before JAX computes anything.
+    Must be called before JAX computes anything.
 
     Args:
-      coordinator: "" for a single process; "auto" where the cluster says all (SLURM,
-        Open MPI, TPU pods, Kubernetes); else "host:port" of the first process.
-      count: number of processes, for "host:port".
-      index: of this one, from 0, for "host:port".
+      coordinator: "" for a single process, "auto" for detection from the cluster
+        (SLURM, Open MPI, TPU pods, Kubernetes), or "host:port" of the first process.
+      count: The number of processes; used with "host:port".
+      index: The index of this process, from 0; used with "host:port".
 
     Raises:
-      UserError: if they cannot join, with the reason.
+      UserError: If the processes cannot join.
     """
     if not coordinator:
         return
@@ -49,31 +49,31 @@ def start_processes(*, coordinator: str, count: int, index: int) -> None:
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"config.processes.coordinator is {coordinator!r}, but the processes "
-            f"cannot join: {reason}"
+            f"cannot join the processes of config.processes.coordinator "
+            f"{coordinator!r}: {reason}"
         ) from error
     global _silent
     _silent = not is_first()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and talks."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def speaks() -> bool:
-    """As `is_first`, for signal handlers: it asks no device, which might wait."""
+    """Like `is_first`, but safe in signal handlers: it never waits for a device."""
     return not _silent
 
 
 def print_once(*lines: str) -> None:
-    """Prints lines on standard output, in the first process alone."""
+    """Prints lines in the first process only."""
     if is_first():
         print(*lines, sep="\n", flush=True)
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+    """Waits until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -86,9 +86,10 @@ def is_any(flag: bool) -> bool:
 
 
 def ask_first(question: Callable[[], bool]) -> bool:
-    """The first process's answer, in all: they then do the same.
+    """Returns the first process's answer in all processes.
 
-    To be asked of files: elsewhere on a shared file system they appear later.
+    Use it for the existence of files, which may appear later on other hosts of a
+    shared file system.
     """
     return is_any(is_first() and question())
 
@@ -101,30 +102,30 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def end_on_errors() -> Iterator[None]:
-    """Ends the process with status 1, in one message where the user can act on it.
+    """Exits with code 1 on an error; errors that a user can fix are one line.
 
-    Other processes end when they miss this one.
+    Other processes end when they lose this one.
     """
     try:
         yield
     except Exception as error:
         distributed = jax.distributed.is_initialized()
         if isinstance(error, UserError):
-            sentence = f"iterinf: {error}"
+            message = f"iterinf: {error}"
         elif _is_out_of_memory(error):
             reason = (str(error) or repr(error)).splitlines()[0]
-            sentence = f"iterinf: out of memory: {reason}; {_ADVICE}"
+            message = f"iterinf: out of memory: {reason}; {_ADVICE}"
         elif not distributed:
             raise
         elif isinstance(error, jax.errors.JaxRuntimeError):
             reason = str(error).splitlines()[0]
-            sentence = (
-                "iterinf: this run has lost touch with another of its processes: start "
-                f"all again with the same commands, and it goes on ({reason})"
+            message = (
+                "iterinf: lost a peer process; restart all processes with the same "
+                f"commands to resume ({reason})"
             )
         else:
-            sentence = traceback.format_exc()
+            message = traceback.format_exc()
         if not distributed:
-            sys.exit(sentence)
-        print(sentence, file=sys.stderr, flush=True)
-        os._exit(1)  # a clean end would wait for the others, who wait for this one
+            sys.exit(message)
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)  # a clean exit would wait for the others, which wait for this one

@@ -1,6 +1,6 @@
-"""Result files: there whole, or not at all.
+"""Atomic writes of result files.
 
-Of several processes the first writes, and none goes on before that is done.
+The first process writes; the others wait until it is done.
 """
 
 import collections
@@ -21,13 +21,13 @@ from iterinf.runtime.distributed import ask_first, is_first, wait_for_all
 
 
 def write_atomically(contents: Mapping[Path, bytes]) -> None:
-    """Writes files so that each is there whole or as it was before.
+    """Writes files atomically.
 
-    All are written beside their places first and moved there when the last is on
-    disk: a full disk leaves every one of them untouched.
+    All files are written under temporary names and renamed when the last one is on
+    disk, so that a full disk leaves every existing file unchanged.
 
     Raises:
-      UserError: naming the file and the reason, if writing fails.
+      UserError: If writing fails; names the file and the reason.
     """
     write_in_parts(contents, [contents])
 
@@ -35,11 +35,11 @@ def write_atomically(contents: Mapping[Path, bytes]) -> None:
 def write_in_parts(
     paths: Collection[Path], parts: Iterable[Mapping[Path, bytes]]
 ) -> None:
-    """Writes files of which memory holds a part at a time, as `write_atomically` does.
+    """Writes files atomically from parts, of which memory holds one at a time.
 
     Args:
-      paths: of the files.
-      parts: what comes next in each; every process goes through them.
+      paths: The files.
+      parts: Successive contents by file; every process iterates over them.
     """
     with _write_first() as writes:
         if writes:
@@ -50,7 +50,7 @@ def write_in_parts(
 
 @contextlib.contextmanager
 def _write_first() -> Iterator[bool]:
-    """Says whether to write; no process reads before, or goes on too early after."""
+    """Yields whether this process writes; all processes wait before and after."""
     wait_for_all("before writing")
     yield is_first()
     wait_for_all("after writing")
@@ -77,14 +77,16 @@ def _write_in_parts(
             os.replace(temporary[path], path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; it is as before") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; any existing file is unchanged"
+        ) from error
     finally:
         for leftover in temporary.values():
             _remove(leftover)
 
 
 def _remove(path: Path) -> None:
-    """Removes a file if it can be; one that stays is overwritten by the next run."""
+    """Removes a file if possible; the next run overwrites one that remains."""
     try:
         path.unlink(missing_ok=True)
     except OSError:
@@ -95,8 +97,7 @@ def append_line(path: Path, line: str) -> None:
     """Appends a line to a text file.
 
     Raises:
-      UserError: naming the file and the reason, if writing fails; the line may then
-        stand there in part, without its end.
+      UserError: If writing fails; the file may then end with a partial line.
     """
     with _write_first() as writes:
         if not writes:
@@ -116,12 +117,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def has_file(path: Path) -> bool:
-    """Whether it is there; to be asked by all processes."""
+    """Whether the file exists; must be called by all processes."""
     return ask_first(path.exists)
 
 
 def read_lines(path: Path) -> list[str]:
-    """Reads the whole lines of a text file; none if it is not there."""
+    """Reads the complete lines of a text file; a missing file has none."""
     return path.read_text().split("\n")[:-1] if has_file(path) else []
 
 
@@ -131,31 +132,27 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an .npz, atomically; read it with `read_arrays`."""
+    """Writes an .npz file atomically; `read_arrays` reads it."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomically({path: content.getvalue()})
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads an .npz, without pickle.
+    """Reads an .npz file without pickle.
 
     Raises:
-      ValueError: if it is none, or holds other objects than arrays.
+      ValueError: If it is not an .npz file, or holds objects other than arrays.
     """
     with path.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
-            raise ValueError("it is no zip archive")
+            raise ValueError("not a zip archive")
         with np.load(stream, allow_pickle=False) as file:
             return dict(file)
 
 
 def create_folder(folder: Path) -> None:
-    """Creates a folder, and those above it, unless it is there.
-
-    Raises:
-      UserError: if it cannot be created.
-    """
+    """Creates a folder and its parents if they do not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -164,10 +161,10 @@ def create_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of `folder`, creating it if need be.
+    """Locks `folder` against other processes, and creates it if necessary.
 
     Raises:
-      UserError: if another process holds it, or it cannot be written.
+      UserError: If another process holds the lock, or the folder is not writable.
     """
     create_folder(folder)
     try:
@@ -179,7 +176,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"{folder} is in use by another process; wait for it, or name another "
-                "workdir"
+                f"{folder} is in use by another process; wait for it to finish or "
+                "choose another workdir"
             ) from error
         yield

@@ -1,7 +1,4 @@
-"""Where the time goes: traces of JAX's profiler, for TensorBoard or Perfetto.
-
-Of several processes the first alone is traced.
-"""
+"""Traces of JAX's profiler, for TensorBoard or Perfetto, of the first process."""
 
 import contextlib
 import pathlib
@@ -11,18 +8,18 @@ import jax
 
 from iterinf.runtime.distributed import is_first
 
-_FIRST = 10  # steps of a process before those that are traced: they compile
+_FIRST = 10  # steps before the trace, which include compilation
 
 
 class StepTrace:
-    """A trace of some training steps, after the first ten that a process makes."""
+    """A trace of training steps, after the first ten of the process."""
 
     def __init__(self, folder: pathlib.Path, num_steps: int):
-        """Traces nothing if there are no steps to trace.
+        """Creates a trace.
 
         Args:
-          folder: where the trace goes.
-          num_steps: that it covers.
+          folder: The output folder.
+          num_steps: The number of steps to trace; 0 disables the trace.
         """
         self._folder = folder
         self._last = _FIRST + num_steps * is_first()
@@ -30,10 +27,10 @@ class StepTrace:
         self._is_tracing = False
 
     def advance(self, waits_for: jax.Array) -> None:
-        """To be called before every step; starts and ends the trace.
+        """Starts or ends the trace; must be called before every step.
 
         Args:
-          waits_for: a result of the step before.
+          waits_for: A result of the previous step.
         """
         if self._last > self._num_steps == _FIRST:
             waits_for.block_until_ready()
@@ -45,7 +42,7 @@ class StepTrace:
         self._num_steps += 1
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """Ends the trace if it is running."""
         if self._is_tracing:
             jax.profiler.stop_trace()
             self._is_tracing = False
@@ -53,6 +50,6 @@ class StepTrace:
 
 @contextlib.contextmanager
 def trace_all(folder: pathlib.Path, *, on: bool) -> Iterator[None]:
-    """Traces what is done inside, if it is on."""
+    """Traces the body of the context if `on`."""
     with jax.profiler.trace(folder) if on and is_first() else contextlib.nullcontext():
         yield

@@ -1,4 +1,4 @@
-"""What it takes to make a workdir's numbers again: runs.jsonl, a line a run."""
+"""The provenance of results: runs.jsonl, with one line per run."""
 
 import datetime
 import json
@@ -17,8 +17,8 @@ def log_run(workdir: pathlib.Path, command: str) -> None:
     """Appends this run to runs.jsonl.
 
     Args:
-      workdir: holds the file.
-      command: what the user typed.
+      workdir: The folder of the file.
+      command: The command line.
     """
     path = workdir / "runs.jsonl"
     device = jax.devices()[0]
@@ -34,7 +34,7 @@ def log_run(workdir: pathlib.Path, command: str) -> None:
 
 
 def describe_runs(workdir: pathlib.Path) -> dict[str, str]:
-    """The last run's command, for all stages; every commit, hardware and versions."""
+    """Describes the runs: the last command, and all commits, hardware and versions."""
     runs = [json.loads(line) for line in read_lines(workdir / "runs.jsonl")]
     words = shlex.split(runs[-1]["command"])
     described = {"command": shlex.join(w for w in words if not w.startswith("--mode="))}
@@ -44,9 +44,9 @@ def describe_runs(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def read_commit(checkout: pathlib.Path) -> str:
-    """The commit of a checkout, + if files were changed or added; else "unknown"."""
+    """Returns the commit of a checkout, with + for local changes, or "unknown"."""
     if not (checkout / ".git").exists():
-        return "unknown"  # installed, perhaps below the checkout of another project
+        return "unknown"  # installed, perhaps inside another project's checkout
     try:
         commit, changed = (
             subprocess.run(

@@ -1,4 +1,4 @@
-"""What signals do: SIGTERM saves first in training; otherwise they end the process."""
+"""Signal handling: SIGTERM checkpoints during training; otherwise signals exit."""
 
 import contextlib
 import os
@@ -9,44 +9,40 @@ import jax
 
 from iterinf.runtime.distributed import is_any, speaks
 
-_STEPS_BETWEEN = 16  # the moments in which several processes agree
+_STEPS_BETWEEN = 16  # steps between agreements of several processes
 
 
 def stop_on_signals() -> None:
-    """Lets SIGTERM and Ctrl-C end the process."""
+    """Installs handlers that exit on SIGTERM and Ctrl-C."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
 
 
 def _stop(number: int, _: object) -> None:
-    """Ends the process; what is on disk is whole, at any moment.
+    """Exits immediately, with code 0 on SIGTERM and 130 on Ctrl-C.
 
-    Training listens for SIGTERM itself, to save first. An exception would not do: one
-    that is raised inside a callback of a compiled program is lost, and threads that
-    still write complain. The status is 0 after SIGTERM, 130 after Ctrl-C.
+    Files on disk are complete at any time, and training handles SIGTERM itself. An
+    exception would be lost inside callbacks of compiled programs, and would make
+    writer threads print errors.
     """
     name = signal.Signals(number).name
     say(f"{name}: stopped; the same command resumes")
     os._exit(0 if number == signal.SIGTERM else 130)
 
 
-def say(sentence: str) -> None:
-    """Prints on a line of its own, in the first process, if anybody still listens."""
+def say(message: str) -> None:
+    """Prints a message on a new line in the first process; ignores closed streams."""
     if not speaks():
         return
     with contextlib.suppress(RuntimeError, OSError):
-        print(f"\n{sentence}", flush=True)
+        print(f"\n{message}", flush=True)
 
 
 class Interruption:
-    """Whether SIGTERM has come; a context that listens for it.
-
-    One that nobody heeded before the context ends is sent again, to whoever listened
-    before.
-    """
+    """A context that records SIGTERM; an unhandled signal is re-raised on exit."""
 
     def __enter__(self) -> "Interruption":
-        """Starts to listen (in the main thread alone, as Python allows)."""
+        """Installs the handler (only possible in the main thread)."""
         self.requested = False
         self._previous: Any = None
         with contextlib.suppress(ValueError):
@@ -54,7 +50,7 @@ class Interruption:
         return self
 
     def ends_at(self, step: int) -> bool:
-        """Whether to end before a step: at once, or all processes at the same one."""
+        """Whether to stop before a step; all processes stop at the same step."""
         if jax.process_count() == 1:
             return self.requested
         return step % _STEPS_BETWEEN == 0 and is_any(self.requested)
@@ -63,7 +59,7 @@ class Interruption:
         self.requested = True
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        """Gives the signal back."""
+        """Restores the previous handler."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
         if self.requested and kind is None:

@@ -1,4 +1,4 @@
-"""How JAX compiles, where its defaults are not the best there is."""
+"""JAX and XLA compilation settings."""
 
 import os
 import pathlib
@@ -13,18 +13,18 @@ _LEVEL = "xla_backend_optimization_level"
 
 
 def keep_compiled_programs() -> None:
-    """Turns JAX's persistent compilation cache on, unless the user has placed it."""
+    """Enables JAX's persistent compilation cache, unless the user has set a folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path.home() / ".cache" / "iterinf" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def convolve_on_all_cores() -> None:
-    """Has Eigen compute convolutions on a CPU, unless the user has chosen.
+    """Makes XLA use Eigen for convolutions on CPUs, unless the user has set the flag.
 
-    jaxlib 0.10 hands them to YNN, which runs small ones on one core. Other versions do
-    not know the flag, and XLA ends a process over flags that it does not know. To be
-    called before JAX computes anything.
+    jaxlib 0.10 uses YNN, which runs small convolutions on one core. Other versions lack
+    the flag, and XLA aborts on unknown flags. Must be called before JAX computes
+    anything.
     """
     given = os.environ.get("XLA_FLAGS", "")
     version = tuple(map(int, jaxlib.version.__version__.split(".")[:2]))
@@ -34,10 +34,10 @@ def convolve_on_all_cores() -> None:
 
 
 def compile_for_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles what runs a single time: on a CPU with little optimisation.
+    """Compiles a function that runs once, on CPUs with little optimisation.
 
-    Initialisation of a network, whose random bits XLA unrolls, then takes a quarter of
-    the time, and gives the same numbers. A level that the user has chosen is kept.
+    Initialising a network, whose random bits XLA unrolls, then takes a quarter of the
+    time, with the same result. A level set by the user is kept.
     """
     if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
         return jax.jit(function)

@@ -1,4 +1,4 @@
-"""Networks x -> logits, features."""
+"""Segmentation networks, which map images to logits and features."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,17 +26,17 @@ def create_segmenter(name: str, *, num_classes: int, **options: Any) -> nn.Modul
     """Creates a segmentation network.
 
     Args:
-      name: a key of `SEGMENTERS`.
-      num_classes: K.
-      **options: the network's attributes.
+      name: A key of `SEGMENTERS`.
+      num_classes: The number of classes.
+      **options: The attributes of the network.
 
     Returns:
-      A Flax module: `apply(variables, images) -> (logits, features)`, attribute
-      `feature_offset` (pixels by which its feature grids begin before the image).
-      "precomputed" also takes the `outputs` of a batch, by name.
+      A Flax module with `apply(variables, images) -> (logits, features)` and an
+      attribute `feature_offset` (the number of pixels by which its feature grids begin
+      before the image). "precomputed" also takes the `outputs` of a batch, by name.
 
     Raises:
-      UserError: unknown name or option.
+      UserError: If the name or an option is unknown.
     """
     if name not in SEGMENTERS:
         raise UserError(

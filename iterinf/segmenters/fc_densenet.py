@@ -34,7 +34,7 @@ def _convolve(x: Map, channels: int, size: int, dtype: DTypeLike, name: str) -> 
 
 
 class _Upsampling(nn.Module):
-    """3x3 transposed convolution of stride 2 that keeps the channels; 2 h + 1 rows."""
+    """Transposed 3x3 convolution of stride 2 from h to 2 h + 1 rows."""
 
     dtype: DTypeLike
 
@@ -53,18 +53,18 @@ class _Upsampling(nn.Module):
 def _scale_and_shift(
     x: Map, scale: Float[Array, " _"], bias: Float[Array, " _"]
 ) -> Map:
-    """Computes x * scale + bias in float32, hence also the gradients' sums over pixels.
+    """Computes x * scale + bias in float32, and thus sums gradients in float32.
 
-    `jax.checkpoint` keeps x for the backward pass, and not a copy of it in float32.
+    `jax.checkpoint` stores x for the backward pass instead of its float32 copy.
     """
     return (x * scale[None, None, None] + bias[None, None, None]).astype(x.dtype)
 
 
 class _Layer(nn.Module):
-    """Scale and shift, ReLU, convolution, dropout, on maps already normalised.
+    """Scale and shift, ReLU, convolution and dropout of normalised maps.
 
-    The statistics of a map are its own, whichever layer reads it: it is normalised
-    once, and a layer of the network's many only scales and shifts.
+    The statistics of a map do not depend on the layer that reads it, so each map is
+    normalised once and every layer only scales and shifts it.
     """
 
     channels: int
@@ -86,27 +86,28 @@ class FCDenseNet(nn.Module):
     """Fully convolutional DenseNet; 103 layers and 9,322,091 parameters by default.
 
     Down: a 3x3 convolution, then a dense block and a transition down (1x1 convolution,
-    2x2 max pooling) a level. A dense block of n layers appends growth_rate maps n
+    2x2 max pooling) per level. A dense block of n layers appends growth_rate maps n
     times; each layer is batch normalisation, ReLU, 3x3 convolution and dropout, and
-    reads all maps before it. Up: the maps that the block below has added, upsampled by
-    a 3x3 transposed convolution of stride 2, are joined with the block of the same
-    size on the way down. A 1x1 convolution scores the classes.
+    reads all previous maps. Up: the new maps of the block below, upsampled by a 3x3
+    transposed convolution of stride 2, are concatenated with the block of the same size
+    on the way down. A 1x1 convolution computes the class scores.
 
     Attributes:
-      num_classes: K.
-      blocks: layers of the dense blocks on the way down (mirrored on the way up).
-      bottleneck: layers of the block in the middle.
-      growth_rate: maps that a layer adds.
-      first_channels: of the first convolution.
-      dropout: rate after every convolution but the first and the last, in training.
-      statistics: what normalises at test; in training it is always the batch.
-        "image": each image's own, so that one image alone gives the same answer as
-        in any batch; "batch": the batch's, as published; "running": those in the
-        collection "statistics", where training batches leave theirs if it is mutable;
-        while the variables have none, the image's.
-      rematerialise: computes the layers' activations again in the backward pass
-        instead of keeping them.
-      dtype: of the computation; parameters, statistics and logits are float32.
+      num_classes: The number of classes.
+      blocks: The layers of the dense blocks on the way down (mirrored on the way up).
+      bottleneck: The layers of the middle block.
+      growth_rate: The number of maps that a layer adds.
+      first_channels: The channels of the first convolution.
+      dropout: The dropout rate in training after all but the first and last
+        convolution.
+      statistics: The normalisation at test; training always uses the batch.
+        "image": statistics per image, so that the result does not depend on the rest of
+        the batch; "batch": statistics of the batch, as published; "running": the
+        collection "statistics", which training batches update if it is mutable, or
+        "image" if it is absent.
+      rematerialise: Whether to recompute activations in the backward pass.
+      dtype: The dtype of the computation; parameters, statistics and logits are
+        float32.
 
     Source: Jégou et al. 2017, "The One Hundred Layers Tiramisu".
     """
@@ -126,7 +127,7 @@ class FCDenseNet(nn.Module):
     def __post_init__(self):
         if self.statistics not in _AXES:
             raise UserError(
-                f"statistics {self.statistics!r} is unknown; known: {', '.join(_AXES)}"
+                f"unknown statistics {self.statistics!r}; known: {', '.join(_AXES)}"
             )
         super().__post_init__()
 
@@ -134,16 +135,16 @@ class FCDenseNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> tuple[Float[Array, "b h w k"], Features]:
-        """Scores every pixel.
+        """Computes class scores.
 
         Args:
-          images: RGB in [0, 1].
-          train: whether dropout is on (needs the rng "dropout") and the batch's
-            statistics normalise.
+          images: The images, RGB in [0, 1].
+          train: Whether to apply dropout (with the rng "dropout") and to normalise by
+            the statistics of the batch.
 
         Returns:
-          logits [b h w k], and the features input, pool1..pool5 by name: pool l is
-          what the l-th transition down gives, of size floor(h / 2^l).
+          The logits [b h w k], and the features input, pool1..pool5 by name: pool l is
+          the output of the l-th transition down, of size floor(h / 2^l).
         """
         features: Features = {"input": images}
         add = functools.partial(self._add_layers, train=train)
@@ -186,7 +187,7 @@ class FCDenseNet(nn.Module):
         *,
         train: bool,
     ) -> list[Map]:
-        """Appends a dense block's maps to both lists; returns the new ones."""
+        """Appends the maps of a dense block to both lists; returns the new maps."""
         for i in range(1, num_layers + 1):
             layer = self._create_layer(self.growth_rate, 3, f"{name}_layer{i}")
             raw.append(layer(normal, train))
@@ -194,7 +195,7 @@ class FCDenseNet(nn.Module):
         return raw[-num_layers:]
 
     def _normalise(self, x: Map, name: str, *, train: bool) -> Map:
-        """(x - mean) / sqrt(var + 1e-4), by channel."""
+        """Computes (x - mean) / sqrt(var + 1e-4) per channel."""
         wide = x.astype(jnp.float32)
         if (
             not train

@@ -1,4 +1,4 @@
-"""FCN-8 (Long, Shelhamer & Darrell 2015), a VGG16 turned fully convolutional."""
+"""FCN-8 (Long, Shelhamer & Darrell 2015), a fully convolutional VGG16."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ Features = dict[str, Float[Array, "b _ _ _"]]
 
 
 def _init_bilinear(key, shape, dtype=jnp.float32):
-    """Transposed-convolution kernel that interpolates each class on its own."""
+    """Initialises a transposed convolution as bilinear interpolation per class."""
     del key
     size, _, classes, _ = shape
     ramp = 1 - jnp.abs(jnp.arange(size) - (size - 1) / 2) / (size / 2)
@@ -36,7 +36,7 @@ _UPSAMPLING_INITS = {
 
 
 def _crop(x: Array, offset: int, shape: Size) -> Array:
-    """Takes `shape` from `offset` on; repeats the border where x ends too early."""
+    """Crops x to `shape` from `offset`; repeats the border where x is too small."""
     missing = [
         jax.core.max_dim(0, offset + n - have)
         for n, have in zip(shape, x.shape[1:3], strict=True)
@@ -46,7 +46,7 @@ def _crop(x: Array, offset: int, shape: Size) -> Array:
 
 
 class _Upsampling(nn.Module):
-    """Transposed convolution of size 2 stride."""
+    """Transposed convolution with a kernel of size 2 * stride."""
 
     stride: int
     kernel_init: nn.initializers.Initializer
@@ -65,24 +65,25 @@ class _Upsampling(nn.Module):
 class FCN8(nn.Module):
     """Fully convolutional VGG16 that adds the scores of strides 32, 16 and 8.
 
-    With padding "published" the first convolution pads by 100 pixels, so that images
-    of any size survive fc6 and feature grids begin 99 pixels before the image.
+    With padding "published" the first convolution pads by 100 pixels, so that fc6
+    accepts images of any size, and feature grids begin 99 pixels before the image.
     With "same" every convolution keeps the size: 2.2 times less work at 224x224.
     134,348,962 parameters for 11 classes at width 1.
 
     Attributes:
-      num_classes: K.
-      width: factor on all channel numbers.
+      num_classes: The number of classes.
+      width: The factor on all numbers of channels.
       padding: "published" or "same".
-      relu_scores: ReLU after the three score convolutions (as released in 2017).
-      upsampling_init: what the deconvolutions start as: "bilinear" or "glorot" (as
-        released in 2017).
-      dropout: rate after fc6 and fc7, in training.
-      input_mean: subtracted from the image, RGB in [0, 1].
-      input_std: divides the image after that.
-      dtype: of the computation; parameters and logits are float32.
+      relu_scores: Whether to apply ReLU to the three score convolutions (as released in
+        2017).
+      upsampling_init: The initialisation of the transposed convolutions: "bilinear" or
+        "glorot" (as released in 2017).
+      dropout: The dropout rate after fc6 and fc7 in training.
+      input_mean: The mean subtracted from the image, RGB in [0, 1].
+      input_std: The standard deviation by which the image is then divided.
+      dtype: The dtype of the computation; parameters and logits are float32.
 
-    Source: Long et al. 2015; deconvolutions have biases.
+    Source: Long et al. 2015; the transposed convolutions have biases.
     """
 
     num_classes: int
@@ -98,33 +99,33 @@ class FCN8(nn.Module):
     def __post_init__(self):
         if self.padding not in ("published", "same"):
             raise UserError(
-                f"padding {self.padding!r} is unknown; known: 'published', 'same'"
+                f"unknown padding {self.padding!r}; known: 'published', 'same'"
             )
         if self.upsampling_init not in _UPSAMPLING_INITS:
             raise UserError(
-                f"upsampling_init {self.upsampling_init!r} is unknown; known: "
+                f"unknown upsampling_init {self.upsampling_init!r}; known: "
                 "'bilinear', 'glorot'"
             )
         super().__post_init__()
 
     @property
     def feature_offset(self) -> int:
-        """Pixels by which the feature grids begin before the image."""
+        """The number of pixels by which the feature grids begin before the image."""
         return 99 if self.padding == "published" else 0
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> tuple[Float[Array, "b h w k"], Features]:
-        """Scores every pixel.
+        """Computes class scores.
 
         Args:
-          images: RGB in [0, 1].
-          train: whether dropout is on (needs the rng "dropout").
+          images: The images, RGB in [0, 1].
+          train: Whether to apply dropout (with the rng "dropout").
 
         Returns:
-          logits [b h w k], and the features input, pool1..pool5 by name: pool l has
-          size floor((h + 2 feature_offset) / 2^l), 512 * width channels at pool4.
+          The logits [b h w k], and the features input, pool1..pool5 by name: pool l has
+          size floor((h + 2 feature_offset) / 2^l); pool4 has 512 * width channels.
         """
         published = self.padding == "published"
         mean = jnp.asarray(self.input_mean, jnp.float32)
@@ -164,9 +165,9 @@ class FCN8(nn.Module):
         return lambda x: nn.relu(convolution(x).astype(self.dtype))
 
     def _fuse_scores(self, x, features, shape):
-        """Upsamples by 2, 2 and 8, adding the scores of pool4 and pool3 on the way.
+        """Upsamples by 2, 2 and 8, and adds the scores of pool4 and pool3 in between.
 
-        The crops follow from where cells lie in the image: cell i of pool l is
+        The crops follow from the positions of cells in the image: cell i of pool l is
         centred on pixel 2^l (i + 1/2) - 1/2 - feature_offset, and output j of a
         transposed convolution of stride s and size 2s on input (j - s + 1/2) / s.
         """

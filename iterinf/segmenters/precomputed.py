@@ -1,4 +1,4 @@
-"""A network that has run elsewhere, in whatever framework."""
+"""A segmenter that returns precomputed outputs of any other network."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ _LOWEST_PROBABILITY = 1e-7
 
 
 class Precomputed(nn.Module):
-    """Hands on the outputs that were read with the images; has no parameters.
+    """Returns the outputs that were read with the images; has no parameters.
 
     Attributes:
-      num_classes: K.
-      dtype: of the features; logits are float32.
+      num_classes: The number of classes.
+      dtype: The dtype of the features; logits are float32.
     """
 
     num_classes: int
@@ -31,9 +31,9 @@ class Precomputed(nn.Module):
         """Returns log-probabilities as logits, and the features with the image.
 
         Args:
-          images: RGB in [0, 1].
-          probabilities: of the classes.
-          **features: any of pool1..pool5.
+          images: The images, RGB in [0, 1].
+          probabilities: The class probabilities.
+          **features: Features among pool1..pool5.
         """
         y = probabilities.astype(jnp.float32)
         logits = jnp.log(jnp.maximum(y, _LOWEST_PROBABILITY))

@@ -1,4 +1,4 @@
-"""Statistics of normalisation, estimated when training is over."""
+"""Population statistics of normalisation layers, estimated after training."""
 
 from collections.abc import Iterator
 
@@ -27,18 +27,17 @@ def estimate_statistics(
 
       mean = sum_b m_b / n,   variance = sum_b (v_b + m_b^2) / n - mean^2
 
-    so that for a layer whose inputs do not depend on the batch, both are those of all
-    pixels of all batches together. Unlike moving averages kept while the parameters
-    change, they belong to the final parameters, and training needs no state for them.
-    Dropout is off, as when they are used: it adds variance, and in a network of many
-    layers the difference adds up.
+    For a layer whose inputs do not depend on the batch, these are the statistics of all
+    pixels of all batches. Unlike moving averages, they belong to the final parameters,
+    and training needs no state for them. Dropout is off, as at inference: it would add
+    variance, which accumulates over layers.
 
     Args:
-      segmenter: has a `dropout`, and stores the "mean" and "var" of its batch in the
-        collection "statistics" where that is mutable.
-      variables: of the segmenter.
-      batches: training batches.
-      num_batches: n.
+      segmenter: A segmenter with an attribute `dropout` that stores "mean" and "var" of
+        its batch in the collection "statistics" if that is mutable.
+      variables: The variables of the segmenter.
+      batches: An iterator over training batches.
+      num_batches: The number n of batches.
 
     Returns:
       The collection "statistics", float32.

@@ -1,4 +1,4 @@
-"""Orbax in one place: what a training run keeps on disk."""
+"""Checkpoints of a training run, written with Orbax."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from iterinf.runtime.files import create_folder
 _METRIC = "monitored"
 _ERRORS = (UserError, jax.errors.JaxRuntimeError, MemoryError)  # of a write
 _DISK_IS_FULL = "No space left on device"
-# How TensorStore's errors begin where what a file holds, or its absence, is at fault.
+# Prefixes of TensorStore's errors about missing or damaged files.
 _DAMAGE = (
     "DATA_LOSS",
     "FAILED_PRECONDITION",
@@ -31,34 +31,29 @@ _DAMAGE = (
 
 
 class Progress(NamedTuple):
-    """Where a training run stands; plain numbers, kept as JSON."""
+    """The progress of a training run, stored as JSON."""
 
-    epoch: int = 0  # epochs finished
+    epoch: int = 0  # finished epochs
     best_value: float | None = None  # best monitored value so far
-    best_epoch: int = 0  # where it was reached
-    finished: bool = False  # patience or epochs are used up
+    best_epoch: int = 0  # epoch of the best value
+    finished: bool = False  # patience or epochs are exhausted
 
 
 class Checkpoints:
-    """The newest and the best checkpoint of a run.
+    """The latest and the best checkpoint of a run.
 
-    Each holds two items: `model` (parameters alone, all that inference needs) and
-    `train` (optimizer state, step = position in the data, random key, running sums),
-    beside two small JSON items, `progress` and the `shapes` of both items' arrays.
-    Writing goes on in the background; a write cut off by a kill leaves the checkpoint
-    before it untouched.
+    A checkpoint has the items `model` (the parameters, all that inference needs) and
+    `train` (optimizer state, step, random key, running sums), and two JSON items,
+    `progress` and the `shapes` of all arrays. Writes run in the background; a killed
+    write leaves the previous checkpoint intact.
 
     Attributes:
-      folder: where they lie.
-      maximize: whether a larger monitored value is better.
+      folder: The folder of the checkpoints.
+      maximize: Whether a larger monitored value is better.
     """
 
     def __init__(self, folder: pathlib.Path, *, maximize: bool):
-        """Opens `folder`, creating it if need be.
-
-        Raises:
-          UserError: if it can be neither read nor created.
-        """
+        """Opens `folder`, and creates it if necessary."""
         self.folder = folder
         self.maximize = maximize
         create_folder(folder)
@@ -82,7 +77,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, None before the first."""
+        """The step of the latest checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(
@@ -96,15 +91,14 @@ class Checkpoints:
         """Writes a checkpoint in the background.
 
         Args:
-          step: number of optimizer steps taken.
-          model: pytree of arrays.
-          train: pytree of arrays.
-          progress: where the run stands.
-          value: the monitored value; None in the middle of an epoch, and where it is
-            no better than an earlier one.
+          step: The number of optimizer steps taken.
+          model: The model, a pytree of arrays.
+          train: The training state, a pytree of arrays.
+          progress: The progress of the run.
+          value: The monitored value; None within an epoch, or if it is not the best.
 
         Raises:
-          UserError: if this or the last write failed, a full disk above all.
+          UserError: If this or the previous write failed, e.g. on a full disk.
         """
         score = -float("inf")
         if value is not None:
@@ -122,16 +116,15 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises as `save` does."""
+        """Waits until all writes are done; raises the same errors as `save`."""
         with _explain_write_errors(self.folder):
             self._manager.wait_until_finished()
 
     def restore_latest(self, model: Any, train: Any) -> tuple[Any, Any, Progress]:
-        """Reads the newest checkpoint into the structure of `model` and `train`.
+        """Restores the latest checkpoint into the structure of `model` and `train`.
 
         Raises:
-          UserError: if it holds another model, or another optimizer's state, or is
-            damaged.
+          UserError: If it is damaged, or belongs to another model or optimizer.
         """
         step = self._manager.latest_step()
         self._check_shapes(step, model=model, train=train)
@@ -144,15 +137,15 @@ class Checkpoints:
         return restored["model"], restored["train"], Progress(**restored["progress"])
 
     def restore_best(self, model: Any) -> Any:
-        """Reads the best model, in the structure of `model`.
+        """Restores the best model into the structure of `model`.
 
         Raises:
-          UserError: if there is none, or it is another model or damaged.
+          UserError: If there is none, or it is damaged or belongs to another model.
         """
         self.wait()
         step = self._manager.best_step()
         if step is None:
-            raise UserError(f"{self.folder}: no checkpoint here; train first")
+            raise UserError(f"no checkpoint in {self.folder}; train the network first")
         self._check_shapes(step, model=model)
         item = ocp.args.StandardRestore(_describe(model))
         return self._restore(step, model=item)["model"]
@@ -166,16 +159,15 @@ class Checkpoints:
             reason = _summarise(error)
             if not _is_damage(error):
                 raise UserError(
-                    f"{folder}: cannot read the checkpoint, which is left as it is: "
-                    f"{reason}"
+                    f"cannot read checkpoint {folder} (left unchanged): {reason}"
                 ) from error
             raise UserError(
-                f"{folder}: the checkpoint is damaged: {reason}; remove this folder to "
-                "resume from an earlier one, if there is one"
+                f"checkpoint {folder} is damaged: {reason}; remove this folder to "
+                "resume from the previous checkpoint, if any"
             ) from error
 
     def _check_shapes(self, step: int | None, **items: Any) -> None:
-        """Names the first array by which an item is another model's or optimizer's."""
+        """Raises UserError if shapes differ, naming the first such array."""
         shapes = self._restore(step, shapes=ocp.args.JsonRestore())["shapes"]
         found = {path: shapes[path] for path in shapes if path.split("/")[0] in items}
         wanted = _list_shapes(**items)
@@ -185,7 +177,7 @@ class Checkpoints:
                 item, name = path.split("/", 1)
                 kind = "model" if item == "model" else "optimizer"
                 raise UserError(
-                    f"{self.folder}: checkpoint of another {kind}: {name} is {there} "
+                    f"checkpoint {self.folder} is of another {kind}: {name} is {there} "
                     f"there and {here} here"
                 )
 
@@ -194,17 +186,17 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """Waits for the last write and lets the folder go; keeps an earlier error."""
+        """Waits for the last write and closes the folder; keeps an earlier error."""
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if lost and jax.process_count() > 1:
-            return  # the other processes may be gone, and would be waited for
+            return  # waiting for other processes, which may be gone, would hang
         with contextlib.suppress(*(_ERRORS if error else [])):
             self.wait()
         self._manager.close()
 
 
 class Epoch(NamedTuple):
-    """The end of an epoch: what `Checkpoints.save` takes."""
+    """The state at the end of an epoch, the arguments of `Checkpoints.save`."""
 
     step: int
     model: Any
@@ -214,19 +206,19 @@ class Epoch(NamedTuple):
 
 
 class CheckpointWriter:
-    """Writes the ends of epochs, but where they come fast only some of them.
+    """Writes checkpoints of epochs, with a minimum time between writes.
 
-    Of those between, the best and the last are kept on the devices. They are written
-    once enough time has passed, when training ends, and, by a single process, if an
-    error ends it: a kill alone costs what was done since the last checkpoint.
+    The best and the last of the epochs in between are kept on the devices, and written
+    when enough time has passed, when training ends and, with a single process, on an
+    error. A kill loses only the epochs since the last checkpoint.
     """
 
     def __init__(self, checkpoints: Checkpoints, seconds: float):
-        """Writes the first epoch at once.
+        """Creates a writer, which writes the first epoch immediately.
 
         Args:
-          checkpoints: of the run.
-          seconds: at least, between two writes; 0: every epoch is written.
+          checkpoints: The checkpoints of the run.
+          seconds: The minimum time between writes; 0 writes every epoch.
         """
         self._checkpoints = checkpoints
         self._seconds = seconds
@@ -234,16 +226,16 @@ class CheckpointWriter:
         self._waiting: list[Epoch] = []
 
     def add(self, newest: Epoch) -> None:
-        """Takes an epoch, in arrays that will not be donated."""
+        """Adds an epoch, whose arrays must not be donated."""
         best = [epoch for epoch in self._waiting if epoch.value is not None]
         self._waiting = [newest] if newest.value is not None else [*best, newest]
 
     def is_due(self) -> bool:
-        """Whether it is time to write; all processes agree."""
+        """Whether a write is due; the same in all processes."""
         return is_any(time.monotonic() - self._written >= self._seconds)
 
     def write(self) -> None:
-        """Writes what is waiting; raises as `Checkpoints.save` does."""
+        """Writes the waiting epochs; raises the errors of `Checkpoints.save`."""
         waiting, self._waiting = self._waiting, []
         self._written = time.monotonic()
         for epoch in waiting:
@@ -259,7 +251,7 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """Writes what an error would lose, where no other process is to agree."""
+        """Writes the waiting epochs, unless other processes would have to agree."""
         if jax.process_count() == 1:
             with contextlib.suppress(*(_ERRORS if error else [])):
                 self.write()
@@ -267,20 +259,20 @@ class CheckpointWriter:
 
 @contextlib.contextmanager
 def _explain_write_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Turns a failed write into one message; other errors stay as they are."""
+    """Converts errors of a write to UserError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         _raise_memory_errors(error)
         reason = "the disk is full" if _is_disk_full(error) else _summarise(error)
         raise UserError(
-            f"{folder}: cannot write the checkpoint: {reason}; the one before it is "
-            "kept, and the same command resumes from there"
+            f"cannot write a checkpoint to {folder}: {reason}; the same command "
+            "resumes from the previous checkpoint"
         ) from error
 
 
 def _raise_memory_errors(error: BaseException) -> None:
-    """Raises what a device or Python's memory said, if that is the cause."""
+    """Re-raises an out-of-memory or device error that caused this one."""
     for cause in _list_causes(error):
         if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):
             raise cause
@@ -294,13 +286,13 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether files are surely missing or hold something else than was written."""
+    """Whether an error means that files are missing or damaged."""
     kinds = (FileNotFoundError, NotADirectoryError, json.JSONDecodeError)
     return isinstance(error, kinds) or str(error).startswith(_DAMAGE)
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:
-    """The error, and those that it was raised from."""
+    """Lists an error and its causes."""
     causes: list[BaseException] = []
     while error is not None and error not in causes:
         causes.append(error)
@@ -313,7 +305,7 @@ def _summarise(error: Exception) -> str:
 
 
 def _describe(tree: Any) -> Any:
-    """Shapes, dtypes and shardings: Orbax restores into these."""
+    """Returns the shapes, dtypes and shardings into which Orbax restores."""
     sharding = create_replication()
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree

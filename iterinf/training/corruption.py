@@ -1,4 +1,4 @@
-"""Noise on the labelling that a denoising autoencoder reads in training."""
+"""Corruption of the segmentation that a denoising autoencoder reads in training."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ _CONSTRAINTS = {
 
 
 def check_constraint(name: str) -> None:
-    """Raises a UserError if there is no constraint of this name."""
+    """Raises UserError if the constraint is unknown."""
     if name not in _CONSTRAINTS:
         raise UserError(
             f"unknown constraint {name!r}; known: {', '.join(_CONSTRAINTS)}"
@@ -33,13 +33,14 @@ def corrupt(
     y~ = constraint(y + sigma * e),  e ~ N(0, 1)              (paper, section 2.2)
 
     Args:
-      key: draws the noise; the same key draws the same noise.
-      y: class probabilities, or one-hot truth.
-      sigma: standard deviation; the paper has .1 for y and .5 for the truth.
-      constraint: "none" (the default: values leave [0, 1]), "clip" or "softmax".
+      key: The random key of the noise.
+      y: The class probabilities, or the one-hot truth.
+      sigma: The standard deviation; .1 for y and .5 for the truth in the paper.
+      constraint: The map applied to the noisy y: "none" (values may leave [0, 1]),
+        "clip" or "softmax".
 
     Raises:
-      UserError: unknown constraint.
+      UserError: If the constraint is unknown.
     """
     check_constraint(constraint)
     return _CONSTRAINTS[constraint](

@@ -1,13 +1,12 @@
-"""y and h of whole training frames and of their mirror images, computed once.
+"""Precomputed y and h of whole training frames and their mirror images.
 
     segmenter/frames/NAME.npy    float16 [2n h w c], NAME of `iterinf.data.external`:
-                                 row 2i of frame i, row 2i + 1 of its mirror image
+                                 row 2i is frame i, row 2i + 1 its mirror image
 
-A refiner whose training has the `inputs` "frames" is trained on crops of them. All
-refiners of a workdir share the files, and compute those that are not there; a trained
-one needs none.
-float16 moves y by 2^-12 at most, and by 2^-11 of itself down to 6e-5; refiners take its
-logarithm from 1e-4 on.
+Refiners with `inputs` "frames" are trained on crops of these arrays. All refiners of a
+workdir share the files, and compute missing ones; trained refiners need none.
+The error of y in float16 is at most 2^-12, and at most 2^-11 relative to y down to
+6e-5; refiners clip y to 1e-4 before the logarithm.
 """
 
 import io
@@ -32,7 +31,7 @@ from iterinf.types import Batch
 
 
 def list_outputs(refiner: nn.Module) -> list[str]:
-    """What a refiner is given of a segmenter: y, and h but for the image."""
+    """Returns the names of the segmenter outputs that a refiner reads, y first."""
     features = getattr(refiner, "features", ())
     return ["probabilities", *(name for name in features if name != "input")]
 
@@ -46,19 +45,19 @@ def add_frames(
     *,
     show_progress: bool = False,
 ) -> Split:
-    """Gives every record its outputs, and a mirrored record with outputs of its own.
+    """Adds outputs to every record, and a mirrored record with its own outputs.
 
     Args:
-      split: whole frames of one size.
-      folder: of the files; those that are not there are computed and written.
-      names: of the outputs, keys of `iterinf.data.external.STRIDES`.
-      segmenter: runs as it does at test.
-      variables: of the segmenter.
-      show_progress: whether there is a bar while files are written.
+      split: The frames, all of one size.
+      folder: The folder of the files; missing ones are computed and written.
+      names: The names of the outputs, keys of `iterinf.data.external.STRIDES`.
+      segmenter: The segmenter, run in inference mode.
+      variables: The variables of the segmenter.
+      show_progress: Whether to show a progress bar while files are written.
 
     Raises:
-      UserError: if frames differ in size, an output is beyond float16, or a file can be
-        neither written nor read.
+      UserError: If frames differ in size, an output exceeds the range of float16, or a
+        file cannot be written or read.
     """
     paths = {name: folder / f"{name}.npy" for name in names}
     absent = {name: path for name, path in paths.items() if not has_file(path)}
@@ -89,7 +88,7 @@ def _compute_parts(
     variables: Variables,
     bar: tqdm,
 ) -> Iterator[dict[Path, bytes]]:
-    """Yields what comes next in the files: a frame and its mirror image at a time."""
+    """Yields successive parts of the files: a frame and its mirror image at a time."""
 
     @jax.jit
     def compute(variables: Variables, batch: Batch) -> dict[str, Array]:
@@ -104,7 +103,7 @@ def _compute_parts(
             outputs = jax.device_get(compute(variables, pair))
         for name, array in outputs.items():
             if not np.isfinite(array).all():
-                raise UserError(f"{name} of {record.name} is beyond float16")
+                raise UserError(f"{name} of {record.name} is not finite in float16")
         if i == 0:
             shapes = {n: (2 * len(split), *a.shape[1:]) for n, a in outputs.items()}
             yield {paths[name]: _make_header(shapes[name]) for name in paths}
@@ -113,15 +112,15 @@ def _compute_parts(
 
 
 def _make_header(shape: tuple[int, ...]) -> bytes:
-    """The start of an .npy file of float16."""
+    """Creates the header of a float16 .npy file."""
     header, content = io.BytesIO(), {"descr": "<f2", "fortran_order": False}
     np.lib.format.write_array_header_1_0(header, content | {"shape": shape})
     return header.getvalue()
 
 
 def _map(path: Path) -> Float16[np.ndarray, "n h w c"]:
-    """A file, which memory holds as far as it is read."""
+    """Maps a file into memory."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it") from error
+        raise UserError(f"{path} cannot be read: {error}; delete it") from error

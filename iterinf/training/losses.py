@@ -1,4 +1,4 @@
-"""Training losses: sums over the labelled pixels and their number, never means."""
+"""Training losses as sums over labelled pixels and pixel counts."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ class LossSum(NamedTuple):
     """A loss as sum and count, so that padding and batching cannot bias its mean."""
 
     total: Float[Array, ""]  # summed over labelled pixels
-    num_pixels: Float[Array, ""]  # labelled ones, by their weight
+    num_pixels: Float[Array, ""]  # labelled pixels, weighted
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """Mean per labelled pixel, by weight; 0 where there is none."""
+        """The weighted mean per labelled pixel; 0 if there are none."""
         return self.total / jnp.where(self.num_pixels > 0, self.num_pixels, 1.0)
 
 
 def encode_labels(labels: Integer[Array, "b h w"], num_classes: int) -> Array:
-    """One-hot labels [b h w k] in float32; void pixels are all zeros."""
+    """Encodes labels as one-hot [b h w k] in float32; void pixels are all zeros."""
     return jax.nn.one_hot(labels, num_classes)
 
 
@@ -30,15 +30,15 @@ def compute_cross_entropy(
     labels: Integer[Array, "b h w"],
     class_weights: Float[Array, " k"] | None = None,
 ) -> LossSum:
-    """Cross-entropy of a segmenter, -w[label] log softmax(logits)[label].
+    """Computes the cross-entropy -w[label] log softmax(logits)[label].
 
     Args:
-      logits: scores.
-      labels: the truth; k and above are void and left out.
-      class_weights: w; None: all one.
+      logits: The class scores.
+      labels: The labels; k and above are void and ignored.
+      class_weights: The weights w; None for all ones.
 
     Returns:
-      Sum over labelled pixels, and the sum of their weights.
+      The sum over labelled pixels, and the sum of their weights.
     """
     num_classes = logits.shape[-1]
     valid = labels < num_classes
@@ -62,19 +62,19 @@ def compute_reconstruction_loss(
 
     L = squared_error * sum_k (r_k - t_k)^2  -  cross_entropy * log r_label   (Eq. 5)
 
-    with r = softmax(logits) and t the one-hot truth. Whatever the two weights, the
-    minimiser over functions r of y~ is E[t | y~]: both terms are proper scores.
+    with r = softmax(logits) and t the one-hot truth. For any two weights the minimiser
+    over functions r of y~ is E[t | y~], since both terms are proper scoring rules.
 
     Args:
-      logits: of r(y~, h). They are read, rather than r, so that -log r_label keeps its
-        gradient, 1 - r_label, where r_label underflows.
-      labels: the truth; k and above are void and left out.
-      squared_error: weight of the first term; 1/k makes it a mean over classes, as
-        released in 2017; 0 leaves it out.
-      cross_entropy: weight of the second term.
+      logits: The logits of r(y~, h); unlike r, they give the gradient 1 - r_label of
+        -log r_label where r_label underflows.
+      labels: The labels; k and above are void and ignored.
+      squared_error: The weight of the first term; 1/k makes it a mean over classes, as
+        released in 2017, and 0 disables it.
+      cross_entropy: The weight of the second term.
 
     Returns:
-      Sum over labelled pixels and their number.
+      The sum over labelled pixels, and their number.
     """
     num_classes = logits.shape[-1]
     valid = labels < num_classes

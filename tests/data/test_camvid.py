@@ -86,7 +86,7 @@ def test_holdout_clip_becomes_test_and_real_test_stays_closed(fake_camvid):
 
 
 def test_unknown_holdout_clip_lists_the_clips(fake_camvid):
-    with pytest.raises(UserError, match="'0005XX', expected one of 0001TP, 0006R0$"):
+    with pytest.raises(UserError, match="'0005XX'.* 0001TP, 0006R0$"):
         load_camvid(str(fake_camvid), holdout_clip="0005XX")
 
 
@@ -96,13 +96,13 @@ def test_missing_folder_names_the_repository(tmp_path):
 
 
 def test_unknown_source(fake_camvid):
-    with pytest.raises(UserError, match="'zip', expected 'folder' or 'tfds'"):
+    with pytest.raises(UserError, match="'zip'.*'folder' or 'tfds'"):
         load_camvid(str(fake_camvid), source="zip")
 
 
 def test_missing_list(fake_camvid):
     (fake_camvid / "val.txt").unlink()
-    with pytest.raises(UserError, match=r"val\.txt does not exist"):
+    with pytest.raises(UserError, match=r"val\.txt .*does not exist"):
         load_camvid(str(fake_camvid))
 
 
@@ -115,14 +115,14 @@ def test_missing_half_of_a_pair(fake_camvid, folder):
 
 def test_line_without_label_map(fake_camvid):
     (fake_camvid / "val.txt").write_text("/SegNet/CamVid/val/0016E5_1.png\n")
-    with pytest.raises(UserError, match=r"line 1 of .*val\.txt has 1 words"):
+    with pytest.raises(UserError, match=r"line 1 of .*val\.txt has 1 "):
         load_camvid(str(fake_camvid))
 
 
 def test_wrong_count(fake_camvid):
     listing = fake_camvid / "train.txt"
     listing.write_text("".join(listing.read_text().splitlines(keepends=True)[:2]))
-    with pytest.raises(UserError, match=r"train\.txt lists 2 frames, expected .* 3"):
+    with pytest.raises(UserError, match=r"train\.txt .* 2 frames, expected 3"):
         load_camvid(str(fake_camvid))
 
 
@@ -147,7 +147,7 @@ def test_label_37_is_named(fake_camvid):
 def test_label_map_in_color_is_named(fake_camvid):
     label = np.zeros((8, 10, 3), np.uint8)
     (fake_camvid / "valannot" / "0016E5_1.png").write_bytes(encode_png(label))
-    with pytest.raises(UserError, match=r"0016E5_1\.png has 3 channels \(RGB\)"):
+    with pytest.raises(UserError, match=r"0016E5_1\.png has 3 channels"):
         load_camvid(str(fake_camvid)).validation[0]
 
 
@@ -157,7 +157,7 @@ def test_truncated_png_is_named_wherever_it_ends(fake_camvid):
     train = load_camvid(str(fake_camvid)).train
     for length in range(len(content) - 24):  # the rest is checksums and the end mark
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"train/0001TP_1\.png cannot be read as"):
+        with pytest.raises(UserError, match=r"train/0001TP_1\.png cannot be read"):
             train[0]
 
 
@@ -168,7 +168,7 @@ def test_check_collects_everything(fake_camvid):
     with pytest.raises(UserError) as caught:
         check_dataset(load_camvid(str(fake_camvid)))
     message = str(caught.value)
-    assert message.startswith("2 records of camvid cannot be used: ")
+    assert message.startswith("2 records of camvid")
     assert "train/0001TP_1.png cannot be read" in message
     assert "testannot/Seq05VD_2.png has label 12" in message
 

@@ -94,13 +94,16 @@ def test_a_missing_file_is_named(folder):
     [
         ({"probabilities": np.ones((34, 49, 11), "f")}, r"expected \(34, 50, 11\)"),
         ({"probabilities": np.ones((34, 50, 12), "f")}, r"expected \(34, 50, 11\)"),
-        ({"probabilities": np.ones((34, 50, 11), "f")}, "do not sum to one"),
-        ({"probabilities": np.full((34, 50, 11), np.nan, "f")}, "that are not finite"),
-        ({"pool2": np.full((8, 12, 5), np.inf, "f")}, "pool2 .* that are not finite"),
-        ({"probabilities": np.ones((34, 50, 11))}, "is float64, expected float16"),
+        ({"probabilities": np.ones((34, 50, 11), "f")}, "sum to 1"),
+        (
+            {"probabilities": np.full((34, 50, 11), np.nan, "f")},
+            "probabilities of .* non-finite",
+        ),
+        ({"pool2": np.full((8, 12, 5), np.inf, "f")}, "pool2 .* non-finite"),
+        ({"probabilities": np.ones((34, 50, 11))}, "float64, expected float16"),
         ({"pool2": np.ones((9, 12, 5), "f")}, r"pool2 .* expected \(8, 12, 5\)"),
         ({"pool2": np.ones((), "f")}, r"pool2 .* expected \(8, 12\)"),
-        ({"pool6": np.ones((1, 1, 1), "f")}, "has the arrays .*pool6.*; expected"),
+        ({"pool6": np.ones((1, 1, 1), "f")}, "arrays .*pool6"),
         ({"pool2": np.array([{}])}, "cannot be read"),
     ],
 )
@@ -116,13 +119,13 @@ def test_negative_probabilities_are_refused(folder, rng):
     y = make_arrays(rng)["probabilities"]
     y[0, 0, :2] = (-0.5, 1.5 - y[0, 0, 2:].sum())
     np.savez(first_file(folder), probabilities=y)
-    with pytest.raises(UserError, match="below 0"):
+    with pytest.raises(UserError, match="negative"):
         _ = add_outputs(open_streets(), folder).train[0]
 
 
 def test_a_broken_file_is_named(folder):
     first_file(folder).write_bytes(first_file(folder).read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be read as arrays"):
+    with pytest.raises(UserError, match="cannot be read"):
         _ = add_outputs(open_streets(), folder).train[0]
 
 
@@ -132,7 +135,7 @@ def test_a_damaged_file_is_read_or_named(folder, rng, save):
     """One flipped byte a time, all over the file: no other error gets out."""
     save(first_file(folder), **make_arrays(rng))
     whole = first_file(folder).read_bytes()
-    sentences = []
+    messages = []
     for place in np.linspace(0, len(whole) - 1, 150).astype(int):
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
@@ -140,14 +143,14 @@ def test_a_damaged_file_is_read_or_named(folder, rng, save):
         try:
             _ = add_outputs(open_streets(), folder).train[0]
         except UserError as error:
-            sentences.append(str(error))
-    assert all(str(first_file(folder)) in sentence for sentence in sentences)
-    assert len(sentences) > 100  # by the zip's checksums
+            messages.append(str(error))
+    assert all(str(first_file(folder)) in message for message in messages)
+    assert len(messages) > 100  # by the zip's checksums
 
 
 def test_all_files_hold_the_same_arrays(folder, rng):
     np.savez(first_file(folder), probabilities=make_arrays(rng)["probabilities"])
     train = add_outputs(open_streets(), folder).train
     _ = train[1]
-    with pytest.raises(UserError, match="others have .*'pool2': 5"):
+    with pytest.raises(UserError, match="'pool2': 5"):
         _ = train[0]

@@ -107,13 +107,13 @@ def test_classes_may_have_ids_of_their_own(folder):
     label = load_folder(str(folder)).train[0].label
     np.testing.assert_array_equal(label, [[2, 2, 0, 0, 1, 1]] * 4)
     write_label(folder, np.ones((4, 6)))
-    with pytest.raises(UserError, match=r"label 1, expected 7, 300 or 0 \(void\)"):
+    with pytest.raises(UserError, match=r"label 1, expected 7, 300 or 0"):
         load_folder(str(folder)).train[0]
 
 
 def test_label_37_names_file_value_and_what_is_allowed(folder):
     write_label(folder, np.full((4, 6), 37))
-    message = r"train/labels/a\.png has label 37, expected 0\.\.1 or 255 \(void\)"
+    message = r"train/labels/a\.png has label 37, expected 0\.\.1 or 255"
     with pytest.raises(UserError, match=message):
         load_folder(str(folder)).train[0]
 
@@ -127,12 +127,12 @@ def test_image_and_label_of_different_size(folder):
 def test_16_bit_image(folder):
     path = folder / "train" / "images" / "a.png"
     Image.fromarray(np.zeros((4, 6), np.uint16)).save(path)
-    with pytest.raises(UserError, match=r"images/a\.png has more than 8 bits"):
+    with pytest.raises(UserError, match=r"images/a\.png .*8 bits"):
         load_folder(str(folder)).train[0]
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(UserError, match=r"absent does not exist, expected classes"):
+    with pytest.raises(UserError, match=r"absent does not exist"):
         load_folder(str(tmp_path / "absent"))
 
 
@@ -145,52 +145,52 @@ def test_missing_split(folder):
 def test_empty_split(folder):
     for path in (folder / "test").rglob("*.png"):
         path.unlink()
-    with pytest.raises(UserError, match=r"test/images has no \.png or \.jpg image"):
+    with pytest.raises(UserError, match=r"test/images has no"):
         load_folder(str(folder))
 
 
 def test_missing_label(folder):
     (folder / "train" / "labels" / "b.png").unlink()
-    message = r"images/b\.png has no label map, expected .*train/labels/b\.png"
+    message = r"images/b\.png .*train/labels/b\.png"
     with pytest.raises(UserError, match=message):
         load_folder(str(folder))
 
 
 def test_missing_image(folder):
     (folder / "train" / "images" / "b.png").unlink()
-    with pytest.raises(UserError, match=r"labels/b\.png has no image, expected"):
+    with pytest.raises(UserError, match=r"labels/b\.png .*images/b\.png"):
         load_folder(str(folder))
 
 
 def test_two_images_of_one_name(folder):
     Image.new("RGB", (6, 4)).save(folder / "train" / "images" / "a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png have one name"):
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png"):
         load_folder(str(folder))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (None, "does not exist, expected the names"),
-        ("{", "is not valid JSON"),
-        ([], "must be an object with the keys classes, void_color, void_id"),
-        ({"classes": []}, "'classes' of .* must be a list of 1 to 254"),
-        ({"classes": LEGEND["classes"] * 128}, "must be a list of 1 to 254"),
-        ({"classes": [{"name": "x"}]}, "class 0 of .* must have a name and a color"),
-        ({"classes": LEGEND["classes"] * 2}, "two classes of one name"),
+        (None, "classes.json .*does not exist"),
+        ("{", "classes.json .*JSON"),
+        ([], "keys classes, void_color, void_id"),
+        ({"classes": []}, "'classes' .* 1 to 254"),
+        ({"classes": LEGEND["classes"] * 128}, "'classes' .* 1 to 254"),
+        ({"classes": [{"name": "x"}]}, "class 0 .* name and a color"),
+        ({"classes": LEGEND["classes"] * 2}, "two classes .* name"),
         ({"classes": [LEGEND["classes"][0] | {"id": -1}]}, "id of ground in .* is -1"),
         (
             {"classes": [entry | {"id": 3} for entry in LEGEND["classes"]]},
-            "two classes of one id",
+            "two classes .* id",
         ),
-        ({"void_id": 1}, r"'void_id' of .* is 1, expected .* \(0\.\.1 are\)"),
-        ({"void_id": "255"}, "'void_id' of .* is '255', expected a whole number"),
-        ({"void_color": [1, 2]}, r"color of void in .* is \[1, 2\], expected three"),
-        ({"void_color": [1, 2, 256]}, r"\[1, 2, 256\], expected three whole numbers"),
-        ({"colour": 1}, "must be an object with the keys"),
+        ({"void_id": 1}, r"'void_id' .* is 1, expected .*0\.\.1"),
+        ({"void_id": "255"}, "'void_id' .* is '255'"),
+        ({"void_color": [1, 2]}, r"color of void in .* is \[1, 2\]"),
+        ({"void_color": [1, 2, 256]}, r"color of void in .* is \[1, 2, 256\]"),
+        ({"colour": 1}, "keys classes, void_color, void_id"),
     ],
 )
-def test_wrong_legend(folder, change, message):
+def test_wrong_class_info(folder, change, message):
     path = folder / "classes.json"
     if change is None:
         path.unlink()
@@ -208,24 +208,24 @@ def test_stack_names_two_sizes(folder):
     image = np.zeros((3, 6, 3), np.uint8)
     (folder / "train" / "images" / "b.png").write_bytes(encode_png(image))
     train = load_folder(str(folder)).train
-    with pytest.raises(UserError, match="a is 4x6 but b is 3x6, expected images of"):
+    with pytest.raises(UserError, match="a is 4x6 but b is 3x6"):
         train.stack()
     assert train.stack([1, 1]).image.shape == (2, 3, 6, 3)
 
 
 def test_stack_of_nothing(folder):
-    with pytest.raises(UserError, match="no record"):
+    with pytest.raises(UserError, match="no records"):
         load_folder(str(folder)).train.stack([])
 
 
 @pytest.mark.parametrize("scale", [0, -1, True])
 def test_wrong_scale(folder, scale):
-    with pytest.raises(UserError, match=f"above 0, not {scale!r}"):
+    with pytest.raises(UserError, match=f"scale is {scale!r}"):
         load_folder(str(folder), scale=scale)
 
 
 def test_scale_that_leaves_nothing(folder):
-    with pytest.raises(UserError, match="a is 4x6, too small for scale 5"):
+    with pytest.raises(UserError, match="a is 4x6.* scale 5"):
         load_folder(str(folder), scale=5).train[0]
 
 
@@ -257,10 +257,10 @@ def test_create_dataset_names_what_is_wrong(folder):
         2,
         3,
     )
-    with pytest.raises(UserError, match="'kitti', expected one of camvid, folder, str"):
+    with pytest.raises(UserError, match="'kitti'.* camvid, folder, streets"):
         create_dataset("kitti")
-    message = "folder has no option 'scael', expected some of path, scale, cache"
+    message = "folder .*'scael'.* path, scale, cache"
     with pytest.raises(UserError, match=message):
         create_dataset("folder", path=str(folder), scael=2)
-    with pytest.raises(UserError, match="folder needs the option 'path'"):
+    with pytest.raises(UserError, match="folder .*'path'"):
         create_dataset("folder")

@@ -7,8 +7,8 @@ import pytest
 
 from iterinf.data.camvid import load_camvid
 from iterinf.data.camvid_frames import CLASSES
-from iterinf.data.census import count_records
 from iterinf.data.frequencies import compute_median_frequency_weights
+from iterinf.data.summary import count_records
 
 CAMVID = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "camvid"
 

@@ -148,7 +148,7 @@ def test_empty_split():
 @pytest.mark.parametrize("num_threads", [0, 1])
 def test_crop_larger_than_the_images(num_threads):
     options = {**OPTIONS, "crop_size": (7, 8), "num_threads": num_threads}
-    with pytest.raises(UserError, match="crop size 7x8 is larger than an image of 6x8"):
+    with pytest.raises(UserError, match="crop size 7x8 .* 6x8"):
         take(1, make_split(3), **options)
 
 
@@ -156,5 +156,5 @@ def test_whole_images_of_two_sizes_are_named():
     small, large = make_split(1), make_split(1, width=9)
     split = Split(lambda i: (small, large)[i][0], ["small", "large"], [0, 1])
     options = {**OPTIONS, "crop_size": None, "batch_size": 2}
-    with pytest.raises(UserError, match="is 6x[89] but .* is 6x[89], expected images"):
+    with pytest.raises(UserError, match="is 6x[89] but .* is 6x[89]"):
         take(1, split, **options)

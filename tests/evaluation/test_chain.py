@@ -239,7 +239,7 @@ def test_another_choice_of_what_it_follows_is_another_start(folder, monkeypatch)
     content = json.loads(path.read_text())
     content["refined"] |= {"step_size": 1.0, "num_iterations": 1, "mean_iou": 0.25}
     path.write_text(json.dumps(content))
-    message = "selection.json was chosen after another choice of dae_y; remove it"
+    message = "selection.json .* dae_y; remove it"
     for mode in ("run", "report"):
         with pytest.raises(UserError, match=message):
             run(get_config(), folder, mode, "")
@@ -264,7 +264,7 @@ def test_what_it_follows_is_chosen_first(folder):
     path = folder / "refiners" / "dae_y" / "selection.json"
     kept = path.read_text()
     path.unlink()
-    with pytest.raises(UserError, match="no .*dae_y/selection.json"):
+    with pytest.raises(UserError, match="dae_y/selection.json does not exist"):
         read_pipeline(folder, NAME)
     config = get_config()
     config.refiners = (NAME, "dae_y")

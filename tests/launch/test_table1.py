@@ -238,7 +238,8 @@ def test_a_config_that_fails_ends_it(tmp_path):
     done = launch(tmp_path, "--", "--config.refiners=('dea_y',)")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("iterinf: config.refiners: unknown 'dea_y'")
+    assert lines[0].startswith("iterinf: config.refiners")
+    assert "'dea_y'" in lines[0]
     assert lines[-1] == "launch.table1: tests/tiny.py ended with status 1"
 
 

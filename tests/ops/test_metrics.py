@@ -78,7 +78,7 @@ def test_a_class_absent_from_truth_and_prediction_is_left_out():
 
 
 def test_labels_and_predictions_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match="differ in shape"):
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3, 2\)"):
         iterinf.confusion_matrix(jnp.zeros((2, 3), int), jnp.zeros((3, 2), int), 3)
 
 

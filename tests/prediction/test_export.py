@@ -21,7 +21,12 @@ from iterinf.evaluation.selection import Selection
 from iterinf.experiment.modes import run
 from iterinf.experiment.stages import Experiment
 from iterinf.prediction import export
-from iterinf.prediction.pipeline import Legend, Pipeline, describe_images, read_pipeline
+from iterinf.prediction.pipeline import (
+    ClassInfo,
+    Pipeline,
+    describe_images,
+    read_pipeline,
+)
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
 from iterinf.segmenters.precomputed import Precomputed
@@ -55,7 +60,7 @@ def refine(pipeline, shape):
     def compute(networks):
         outputs = {
             name: jnp.full(x.shape, 1 / x.shape[-1])
-            for name, x in describe_images(pipeline.legend, shape).outputs.items()
+            for name, x in describe_images(pipeline.class_info, shape).outputs.items()
         }
         labels = jnp.zeros(shape, jnp.int32)
         candidate = pipeline.propose(networks, Batch(images, labels, outputs))
@@ -181,9 +186,15 @@ def create_pipeline(segmenter, refiner, size=(48, 64), **options):
         outputs = {"probabilities": 5, "pool1": 3}
     offset = segmenter.feature_offset
     improver = create_refiner(refiner, num_classes=5, feature_offset=offset, **options)
-    legend = Legend(tuple("abcde"), np.zeros((6, 3), np.uint8), size, outputs)
+    class_info = ClassInfo(tuple("abcde"), np.zeros((6, 3), np.uint8), size, outputs)
     pipeline = Pipeline(
-        segmenter, improver, {}, Selection(0.5, 2, 0.0, {}), 0.0, legend, ("A", "A + B")
+        segmenter,
+        improver,
+        {},
+        Selection(0.5, 2, 0.0, {}),
+        0.0,
+        class_info,
+        ("A", "A + B"),
     )
 
     def init(batch):
@@ -193,7 +204,7 @@ def create_pipeline(segmenter, refiner, size=(48, 64), **options):
         return {"segmenter": variables, "refiner": improver.init(key, candidate)}
 
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(init, describe_images(legend))
+    shapes = jax.eval_shape(init, describe_images(class_info))
     networks = jax.tree.map(lambda x: 0.3 * rng.random(x.shape, np.float32), shapes)
     return pipeline._replace(networks=networks)
 
@@ -252,7 +263,7 @@ def test_what_is_missing_is_named(finished, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results" / "table.json").unlink()
     export_run = functools.partial(run, tiny.get_config(), mode="export", command="")
-    with pytest.raises(UserError, match="no table in .*; run --mode=report first"):
+    with pytest.raises(UserError, match="results has no .*--mode=report"):
         export_run(workdir=tmp_path / "run")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs flatbuffers and safetensors: pip"):

@@ -58,11 +58,11 @@ def test_holds_what_the_stages_do(finished, experiment, name):
 
 
 def test_knows_the_data(finished, experiment):
-    legend = read_pipeline(finished).legend
-    assert legend.classes == experiment.dataset.classes
-    np.testing.assert_array_equal(legend.colors, experiment.dataset.colors)
-    assert legend.size == experiment.dataset.train[0].label.shape
-    assert legend.outputs == {}
+    class_info = read_pipeline(finished).class_info
+    assert class_info.classes == experiment.dataset.classes
+    np.testing.assert_array_equal(class_info.colors, experiment.dataset.colors)
+    assert class_info.size == experiment.dataset.train[0].label.shape
+    assert class_info.outputs == {}
 
 
 @pytest.mark.parametrize("stop", [0.0, 9.0])
@@ -104,15 +104,15 @@ def test_numbers_are_those_that_validation_chose(folder):
 
 
 def test_what_is_not_there_is_named(folder):
-    with pytest.raises(UserError, match="no refiner 'crf'; it has dae_ytrue, dae_y"):
+    with pytest.raises(UserError, match="'crf'.* dae_ytrue, dae_y"):
         read_pipeline(folder, "crf")
-    with pytest.raises(UserError, match="there is no .*none/config.json; run --mode"):
+    with pytest.raises(UserError, match="none/config.json .*--mode"):
         read_pipeline(folder / "none")
     (folder / "refiners" / "dae_ytrue" / "selection.json").unlink()
-    with pytest.raises(UserError, match="no .*dae_ytrue/selection.json; run --mode"):
+    with pytest.raises(UserError, match="dae_ytrue/selection.json .*--mode"):
         read_pipeline(folder, "dae_ytrue")
     shutil.rmtree(folder / "segmenter" / "checkpoints")
-    with pytest.raises(UserError, match="no checkpoint in .*segmenter; train first"):
+    with pytest.raises(UserError, match="no checkpoint in .*segmenter"):
         read_pipeline(folder)
 
 
@@ -120,10 +120,10 @@ def test_files_of_another_kind_are_refused(folder):
     data = json.loads((folder / "data.json").read_text())
     del data["colors"]
     (folder / "data.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="data.json is of an earlier version"):
+    with pytest.raises(UserError, match="data.json .*earlier version"):
         read_pipeline(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json is not valid JSON"):
+    with pytest.raises(UserError, match="config.json .*JSON"):
         read_pipeline(folder)
 
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_network_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     config["refiner"]["dae_y"]["model"]["widths"] = [4, 6, 9]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="checkpoint of another model"):
+    with pytest.raises(UserError, match="another model"):
         read_pipeline(folder, "dae_y")
 
 
@@ -148,5 +148,5 @@ def test_labels_that_depend_on_a_batch_are_refused(folder):
     segmenter = json.loads((folder / "config.json").read_text())["segmenter"]
     segmenter |= {"name": "fc_densenet56", "model": {"statistics": "batch"}}
     change_json(folder / "config.json", segmenter=segmenter)
-    with pytest.raises(UserError, match="statistics of a batch.*expected 'image'"):
+    with pytest.raises(UserError, match="statistics of .* is 'batch'"):
         read_pipeline(folder)

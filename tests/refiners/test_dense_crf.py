@@ -252,30 +252,33 @@ def test_rounding_is_no_error(rng):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        (lambda y, x: (y[..., :1], x, {}), "one class"),
-        (lambda y, x: (2 * y, x, {}), "sum to 2"),
+        (lambda y, x: (y[..., :1], x, {}), "1 class"),
+        (lambda y, x: (2 * y, x, {}), r"sums .* \[2, 2\]"),
         (lambda y, x: (np.log(y), x, {}), "from_logits=True"),
-        (lambda y, x: (np.nan * y, x, {}), "probabilities that are not finite"),
-        (lambda y, x: (np.inf * y, x, {"from_logits": True}), "not finite"),
-        (lambda y, x: (y, x[:5], {}), r"\(12, 15, 3\) and an image of shape \(5"),
-        (lambda y, x: (y, x[..., 0], {}), r"expected \[h w k\] and \[h w 3\]"),
-        (lambda y, x: (y[:0], x[:0], {}), "no pixel"),
-        (lambda y, x: (y, x.astype(np.float32), {}), "expected 0 to 1, or uint8"),
-        (lambda y, x: (y, x.astype(np.int32), {}), "image of int32"),
+        (lambda y, x: (np.nan * y, x, {}), "probabilities are not finite"),
+        (lambda y, x: (np.inf * y, x, {"from_logits": True}), "logits are not finite"),
+        (lambda y, x: (y, x[:5], {}), r"\(12, 15, 3\) .*\(5, 15, 3\)"),
+        (lambda y, x: (y, x[..., 0], {}), r"\(12, 15, 3\) .*\(12, 15\)"),
+        (lambda y, x: (y[:0], x[:0], {}), r"\(0, 15, 3\)"),
+        (lambda y, x: (y, x.astype(np.float32), {}), "image has values"),
+        (lambda y, x: (y, x.astype(np.int32), {}), "image .* int32"),
         (lambda y, x: (y, x, {"spatial_width": 0.0}), "spatial_width is 0.0"),
-        (lambda y, x: (y, x, {"spatial_width": 1e-9}), "too narrow.*spatial_width 1e-"),
-        (lambda y, x: (y, x, {"color_width": 0.05}), "at least 1, of 255 levels"),
-        (lambda y, x: (y, x, {"bilateral_width": np.ones(2)}), r"\[1.0, 1.0\]: expect"),
+        (lambda y, x: (y, x, {"spatial_width": 1e-9}), "spatial_width 1e-"),
+        (lambda y, x: (y, x, {"color_width": 0.05}), "color_width is 0.05"),
+        (
+            lambda y, x: (y, x, {"bilateral_width": np.ones(2)}),
+            r"bilateral_width is \[1.0, 1.0\]",
+        ),
         (lambda y, x: (y, x, {"num_iterations": -1}), "num_iterations is -1"),
         (lambda y, x: (y, x, {"bilateral_weight": np.nan}), "bilateral_weight is nan"),
         (lambda y, x: (y, x, {"spatial_weight": np.ones(4)}), r"spatial_weight .*\(4,"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(rng, change, sentence):
+def test_invalid_arguments_are_named(rng, change, message):
     y, image, options = change(*make_scene(rng))
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         iterinf.dense_crf(y, image, **options)
 
 
@@ -389,7 +392,7 @@ def test_logits_beyond_float32_are_refused(rng, logit):
     y, image = make_scene(rng)
     logits = np.log(y).astype(np.float64)
     logits[3, 4, 1] = logit
-    with pytest.raises(UserError, match="logits that are not finite"):
+    with pytest.raises(UserError, match="logits are not finite"):
         iterinf.dense_crf(logits, image, from_logits=True)
 
 

@@ -75,7 +75,7 @@ def test_paints_what_it_holds_and_follows_slider_keys_and_lists(tmp_path):
     photo = read_pixels(seen["photo"])
     np.testing.assert_array_equal(photo, read_pixels(seen["first"]))
     right = 100 * (expected["start"] == records[0].label)[records[0].label < 3].mean()
-    assert f"{right:.1f}% of the pixels right after 2" in seen["start"]["status"]
+    assert f"{right:.1f}% of pixels correct after 2" in seen["start"]["status"]
     assert seen["slider"]["iteration"] == f"3 of {NUM_ITERATIONS}"
     assert seen["hover"]["pixel"].startswith(
         f"pixel {WIDTH // 2}, {HEIGHT // 2}: truth"

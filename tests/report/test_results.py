@@ -102,7 +102,7 @@ def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners, 
 
 
 def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
-    """Its gain is over the plain network, like that of all rows."""
+    """Its gain is over the segmenter alone, like that of all rows."""
     counts = {key: make_confusions(rng, 5) for key in KEYS}
     refiner = make_result(tmp_path, "C", end_to_end=True, **counts)
     rows = make_rows("FCN8", make_tally(plain), [refiner], BLOCKS, 20)
@@ -122,7 +122,7 @@ def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
 def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
     plain = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
-    for gained, verdict in ((2, "gains on"), (-2, "loses against")):
+    for gained, verdict in ((2, "improves on"), (-2, "is worse than")):
         refined = plain + gained * change
         refiner = make_result(tmp_path, "CRF", damped=None, refined=refined)
         rows = make_rows("FCN8", make_tally(plain), [refiner], range(5), 20)
@@ -149,9 +149,9 @@ def test_a_refiner_is_compared_with_the_one_that_it_follows(tmp_path):
     assert gain > 0 > loss
     assert gain - other == pytest.approx(loss)
     sentences = describe_differences(differences)
-    assert sentences[0].startswith("FCN8 + both gains on the segmenter alone: ")
+    assert sentences[0].startswith("FCN8 + both improves on the segmenter alone: ")
     assert sentences[1].startswith(f"FCN8 + both over FCN8 + DAE: mean IoU {loss:+.2f}")
-    assert sentences[2].startswith("FCN8 + DAE gains on the segmenter alone: ")
+    assert sentences[2].startswith("FCN8 + DAE improves on the segmenter alone: ")
 
 
 def test_rows_hold_the_counts_of_their_own(refiners, plain):
@@ -173,7 +173,7 @@ def test_rows_hold_the_counts_of_their_own(refiners, plain):
 
 @pytest.mark.parametrize(
     ("full", "damped", "verdict"),
-    [(4, 3, "beats both"), (4, 0, "does not clearly"), (-2, 4, "does not clearly")],
+    [(4, 3, "beats"), (4, 0, "does not clearly"), (-2, 4, "does not clearly")],
 )
 def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict):
     """Each image: so many pixels of 80 are right in the result but not there."""
@@ -189,7 +189,7 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
     plain = refined - 5 * change
     sentences = describe(make_tally(plain), [refiner], range(5), 20)
     sentence, *others = sentences
-    assert sentence.startswith(f"FCN8 + A by iterating {verdict}")
+    assert sentence.startswith(f"FCN8 + A {verdict}")
     assert len(others) == 2
     for other in others:
         assert "NLL 0.00 [0.00, 0.00]" in other
@@ -210,10 +210,9 @@ def test_standing_still_beats_no_control(tmp_path):
         one_reconstruction=worse,
         damped_step=worse,
     )
-    assert describe(make_tally(refined), [refiner], range(5), 20) == [
-        "FCN8 + A does not clearly gain on the segmenter alone: 0.00 [0.00, 0.00] "
-        "points of mean IoU."
-    ]
+    (sentence,) = describe(make_tally(refined), [refiner], range(5), 20)
+    assert "does not clearly" in sentence
+    assert "the segmenter alone: 0.00 [0.00, 0.00]" in sentence
 
 
 @pytest.mark.parametrize(

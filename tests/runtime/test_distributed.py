@@ -30,7 +30,7 @@ def fail(error):
         raise error
 
 
-def test_what_a_user_can_mend_is_a_sentence():
+def test_user_errors_are_one_line():
     with pytest.raises(SystemExit, match="^iterinf: no such file$"):
         fail(UserError("no such file"))
 
@@ -58,7 +58,7 @@ def test_what_nobody_expects_is_left_as_it_is():
         (UserError("no such file"), "iterinf: no such file", "no such file\n"),
         (
             jax.errors.JaxRuntimeError("timed out\nat ..."),
-            "iterinf: this run has lost touch",
+            "iterinf: lost a peer process",
             "(timed out)\n",
         ),
         (ZeroDivisionError("by 0"), "Traceback", "ZeroDivisionError: by 0\n\n"),

@@ -142,11 +142,11 @@ def test_pictures_are_predicted_with_their_outputs(workdirs, tmp_path):
         num_iterations=pipeline.selection.num_iterations,
     )[:, 0, -1]
     np.testing.assert_array_equal(found.labels, expected[0])
-    with pytest.raises(UserError, match="the image has pool2 of no channels, expected"):
+    with pytest.raises(UserError, match="pool2 of the image has 0 channels"):
         predictor.predict(record.image, probabilities=y)
     Image.fromarray(record.image).save(tmp_path / "one.png")
     options = {"images": str(tmp_path), "output": str(tmp_path / "out")}
-    with pytest.raises(UserError, match="predict.probabilities must name the folder"):
+    with pytest.raises(UserError, match="config.predict.probabilities"):
         predict_files(alone, **options)
 
 

@@ -190,7 +190,7 @@ def test_only_what_is_missing_is_computed(folder, split, variables, tmp_path):
 def test_a_damaged_file_is_named(folder, split, tmp_path):
     path = shutil.copytree(folder, tmp_path / "run") / "pool2.npy"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"pool2.npy cannot be read .*; delete it"):
+    with pytest.raises(UserError, match=r"pool2.npy cannot be read"):
         add_frames(split, tmp_path / "run", NAMES, SEGMENTER, {})
 
 
@@ -200,7 +200,7 @@ def test_features_beyond_float16_are_refused(split, tmp_path):
             return images, {"pool1": 1e5 * images[:, ::2, ::2]}
 
     names = ("probabilities", "pool1")
-    with pytest.raises(UserError, match=f"pool1 of {split.names[0]} is beyond float16"):
+    with pytest.raises(UserError, match=f"pool1 of {split.names[0]} .*float16"):
         add_frames(split, tmp_path, names, Large(), {})
     assert not list(tmp_path.iterdir())
 
@@ -209,7 +209,7 @@ def test_frames_of_two_sizes_are_named(split, variables, tmp_path):
     """Where check_data, which says so before anything is trained, did not run."""
     records = [split[0], crop_randomly(split[1], np.random.default_rng(0), (32, 32))]
     other = Split(records.__getitem__, ["large", "small"], range(2))
-    with pytest.raises(UserError, match="is 34x54 but .* is 32x32, expected images of"):
+    with pytest.raises(UserError, match="34x54 .* 32x32"):
         add_frames(other, tmp_path, NAMES, SEGMENTER, variables)
     assert not list(tmp_path.iterdir())
 
@@ -290,9 +290,9 @@ def test_killed_and_resumed_it_ends_the_same(finished, tmp_path):
         ({"segmenter.model.padding": "published"}, "no crop begins where the segmen"),
         (
             {"refiner.other.training.jitter": 0.1},
-            "training.inputs .* jitter is above 0",
+            "training.inputs .* jitter",
         ),
-        ({"refiner.other.fine_tuning.jitter": 0.1}, "fine_tuning.inputs .* jitter is"),
+        ({"refiner.other.fine_tuning.jitter": 0.1}, "fine_tuning.inputs .* jitter"),
     ],
 )
 def test_what_frames_do_not_allow_shows_before_anything_is_trained(

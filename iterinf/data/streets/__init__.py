@@ -1,1 +1,1 @@
-"""Generated street scenes."""
+"""Synthetic street scenes."""

@@ -1,13 +1,13 @@
-"""What `streets` is painted with: a camera, a canvas and sprites measured in metres.
+"""The camera, canvas and sprites of `streets`, measured in metres.
 
 A pinhole camera looks along a straight, level road, so that an object of H metres that
 stands on row v is H * s(v) pixels tall:
 
-    s(v) = (v - horizon) / CAMERA_HEIGHT     pixels a metre,
+    s(v) = (v - horizon) / CAMERA_HEIGHT     pixels per metre,
     u    = vanishing + X * s(v)              column of a point X metres to the right.
 
 Only uniform random numbers, `+ - * /`, rounding and comparisons are used. IEEE 754
-fixes each to the last bit, so every machine paints the same bytes.
+defines these exactly, so every machine paints the same bytes.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, VOID = range(6, 12)
 
 CAMERA_HEIGHT = 1.5  # metres
 
-# How hard the scenes are: all but the light and the sensor, which `streets` adds.
-FADING = 0.65  # opacity an object loses where it fades most; 0: objects are solid
-FADED_SHARE = 0.4  # share of the picture, roughly, where objects fade at all
-TEXTURE = 0.8  # factor on every surface's texture
-COLOR_SPREAD = 0.09  # half width of a colour's variation around its palette entry
+# Difficulty of the scenes, except light and sensor, which `scene` adds.
+FADING = 0.65  # maximum loss of opacity of an object; 0: objects are solid
+FADED_SHARE = 0.4  # approximate share of the image where objects fade
+TEXTURE = 0.8  # factor on the texture of every surface
+COLOR_SPREAD = 0.09  # half width of the variation around a palette entry
 
-Number = int | float  # beartype alone would not let an int be a float
+Number = int | float  # beartype does not accept an int as a float
 Palette = list[tuple[float, float, float]]  # RGB in [0, 1]
 Window = tuple[slice, slice]
 WHOLE = (slice(None), slice(None))
@@ -39,27 +39,26 @@ class Camera(NamedTuple):
     vanishing: float  # column
     focal: float  # pixels: depth in metres = focal / scale
     kerbs: tuple[float, float]  # metres to the left and to the right
-    walls: tuple[float, float]  # the same, of the line of house fronts
+    walls: tuple[float, float]  # house fronts, metres to the left and to the right
 
 
 class Plane(NamedTuple):
     """Two upright planes along the road, one on each side, seen by every pixel."""
 
     side: Bool[np.ndarray, "1 w"]  # True right of the vanishing point
-    scale: Float[np.ndarray, "1 w"]  # pixels a metre
+    scale: Float[np.ndarray, "1 w"]  # pixels per metre
     depth: Float[np.ndarray, "1 w"]  # metres from the camera
     up: Float[np.ndarray, "h w"]  # metres above the ground
 
 
 class Canvas:
-    """A scene being painted from back to front.
+    """A scene, painted from back to front.
 
-    `rows` [h 1] and `columns` [1 w] are pixel centres. `unit` is the size in pixels of
-    what is one pixel large in a picture 96 pixels tall.
+    `rows` [h 1] and `columns` [1 w] are pixel centres. `unit` is 1/96 of the height.
     """
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
-        """Draws one scene's camera and noise fields."""
+        """Draws the camera and noise fields of a scene."""
         self.rng = rng
         self.height, self.width, self.unit = height, width, height / 96
         self.image = np.zeros((3, height, width), np.float32)
@@ -81,7 +80,7 @@ class Canvas:
         self.opacity = 1 - FADING * np.clip(fade, 0, 1)
 
     def noise(self, cell: Number) -> Float[np.ndarray, "h w"]:
-        """Bilinear noise in [0, 1], a new random value every `cell` units."""
+        """Draws bilinear noise in [0, 1] with one random value per `cell` units."""
         rows, columns = (
             self.rows / (cell * self.unit),
             self.columns / (cell * self.unit),
@@ -93,26 +92,26 @@ class Canvas:
         return bands[:, left] + right * (bands[:, left + 1] - bands[:, left])
 
     def uniform(self, low: Number, high: Number) -> float:
-        """One number in [low, high)."""
+        """Draws a number in [low, high)."""
         return low + (high - low) * self.rng.random()
 
     def count(self, low: int, high: int) -> int:
-        """One whole number from low to high, both included."""
+        """Draws an integer in [low, high]."""
         return low + int(self.rng.random() * (high - low + 1))
 
     def chance(self, probability: Number) -> bool:
-        """True with this probability."""
+        """Returns True with this probability."""
         return self.rng.random() < probability
 
     def color(self, palette: Palette, number: int = 1) -> Float[np.ndarray, "3 1 n"]:
-        """Entries of the palette, each brightened and tinted at random."""
+        """Draws entries of the palette, with random brightness and tint."""
         random = self.rng.random((5, number), np.float32)
         entries = np.array(palette, np.float32)[(random[4] * len(palette)).astype(int)]
         tint = 0.4 * (2 * random[:3] - 1) + 0.6 * (2 * random[3] - 1)
         return (entries.T + COLOR_SPREAD * tint)[:, None]
 
     def plane(self, left: Number, right: Number, columns: slice = slice(None)) -> Plane:
-        """The planes `left` and `right` metres beside the camera, in some columns."""
+        """Returns the planes `left` and `right` metres beside the camera."""
         offset = self.columns[:, columns] - self.camera.vanishing
         side = offset > 0
         distance = np.maximum(np.abs(offset), 0.5)
@@ -133,12 +132,12 @@ class Canvas:
         """Paints and labels the pixels of a mask.
 
         Args:
-          mask: the pixels, of a window.
-          color: RGB, nominally in [0, 1]; clipped when the scene is exposed.
-          class_id: their label; None leaves the labels as they are.
-          texture: amplitude of the texture.
-          fades: whether the paint is thin where the scene's opacity is low.
-          window: rows and columns of the canvas.
+          mask: The pixels of the window to paint.
+          color: The RGB colour, nominally in [0, 1]; clipped at exposure.
+          class_id: The label; None keeps the labels.
+          texture: The amplitude of the texture.
+          fades: Whether the paint fades where the scene's opacity is low.
+          window: The rows and columns of the canvas.
         """
         rows, columns = mask.nonzero()
         region = self.image[:, *window]
@@ -153,10 +152,10 @@ class Canvas:
 
 
 class Sprite:
-    """An object's window of the canvas, in its own metres.
+    """An object's window of the canvas, with coordinates in metres.
 
-    `x` [1 bw] is to the right of, `y` [bh 1] above the point where it stands. The
-    window is empty where the object is outside the picture.
+    `x` [1 bw] is the distance to the right of, and `y` [bh 1] the height above, the
+    object's foot. The window is empty if the object is outside the image.
     """
 
     def __init__(
@@ -168,7 +167,7 @@ class Sprite:
         half_width: Number,
         height: Number,
     ) -> None:
-        """Stands an object of at most this size `x` metres beside the camera."""
+        """Places an object of at most this size `x` metres beside the camera."""
         foot = canvas.camera.horizon + CAMERA_HEIGHT * scale
         column = canvas.camera.vanishing + x * scale
         rows = slice(
@@ -186,7 +185,7 @@ class Sprite:
     def bar(
         self, x: Number, width: Number, low: Number, high: Number, lean: Number = 0.0
     ) -> Bool[np.ndarray, "bh bw"]:
-        """An upright bar around x, at least a pixel wide; `lean`: slope dx / dy."""
+        """Returns an upright bar around x, at least a pixel wide, with slope `lean`."""
         half = max(width / 2, 0.51 * self.pixel)
         inside = np.abs(self.x - x - lean * (self.y - low)) < half
         return inside & (self.y >= low) & (self.y < max(high, low + self.pixel))
@@ -194,12 +193,12 @@ class Sprite:
     def ellipse(
         self, x: Number, y: Number, across: Number, up: Number
     ) -> Float[np.ndarray, "bh bw"]:
-        """Squared distance from a centre, one at the radii `across` and `up`."""
+        """Returns squared distances from a centre in radii `across` and `up`."""
         dx, dy = (self.x - x) / across, (self.y - y) / up
         return dx * dx + dy * dy
 
     def local(self, field: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "bh bw"]:
-        """A field of the canvas, cut to the window."""
+        """Crops a field of the canvas to the window."""
         return field[self.window]
 
     def paint(
@@ -220,5 +219,5 @@ class Sprite:
         )
 
     def mark(self, mask: Bool[np.ndarray, "bh bw"]) -> None:
-        """Labels a mask of the window and leaves the picture as it is."""
+        """Labels a mask of the window without painting it."""
         np.copyto(self.canvas.label[self.window], np.uint8(self.class_id), where=mask)

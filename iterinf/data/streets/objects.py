@@ -1,4 +1,4 @@
-"""What stands in the streets of `streets`, measured in metres."""
+"""The objects of `streets`, measured in metres."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,10 +19,10 @@ from iterinf.data.streets.canvas import (
     Sprite,
 )
 
-# A knob like those of `canvas`: how near, hence how large, objects stand.
+# Difficulty, like the constants of `canvas`: the proximity and thus size of objects.
 OBJECT_SIZE = 1.5
 
-# Palettes overlap on purpose: colour alone does not tell a class.
+# Palettes overlap on purpose: colour alone does not identify a class.
 GREYS: Palette = [(0.35, 0.35, 0.37), (0.55, 0.54, 0.52), (0.22, 0.22, 0.24)]
 LEAVES: Palette = [(0.2, 0.3, 0.13), (0.3, 0.36, 0.16), (0.36, 0.29, 0.15)]
 PAINTS: Palette = [*GREYS, (0.78, 0.78, 0.78), (0.5, 0.12, 0.12), (0.14, 0.2, 0.45)]
@@ -49,7 +49,7 @@ _LAMPS: Palette = [(0.6, 0.15, 0.1), (0.8, 0.78, 0.7)]
 
 
 def _draw_tree(canvas: Canvas, x: float, scale: float) -> None:
-    """A trunk under an irregular crown with holes."""
+    """Draws a trunk under an irregular crown with holes."""
     high, radius = canvas.uniform(3.5, 6.5), canvas.uniform(1.3, 2.8)
     sprite = Sprite(canvas, TREE, x, scale, 1.5 * radius, high + 1.5 * radius)
     sprite.paint(sprite.bar(0, canvas.uniform(0.2, 0.45), 0, high), canvas.color(_BARK))
@@ -62,7 +62,7 @@ def _draw_tree(canvas: Canvas, x: float, scale: float) -> None:
 
 
 def _draw_pole(canvas: Canvas, x: float, scale: float) -> None:
-    """A thin column, some with a street lamp's arm towards the road."""
+    """Draws a thin column, sometimes with a street lamp's arm towards the road."""
     high = canvas.uniform(3.5, 6.5)
     sprite = Sprite(canvas, POLE, x, scale, 1.6, high + 0.3)
     color = canvas.color(_POLES)
@@ -73,7 +73,7 @@ def _draw_pole(canvas: Canvas, x: float, scale: float) -> None:
 
 
 def _draw_sign(canvas: Canvas, x: float, scale: float) -> None:
-    """A plate (disc, board or triangle) or traffic light on the top of a pole."""
+    """Draws a plate (disc, board or triangle) or traffic light on a pole."""
     high, half = canvas.uniform(2.1, 3.2), canvas.uniform(0.45, 0.75)
     sprite = Sprite(canvas, POLE, x, scale, 1, high + 2 * half + 0.2)
     sprite.paint(sprite.bar(0, 0.22, 0, high + half), canvas.color(_POLES))
@@ -97,7 +97,7 @@ def _draw_sign(canvas: Canvas, x: float, scale: float) -> None:
 
 
 def _draw_car(canvas: Canvas, x: float, scale: float) -> None:
-    """A car seen from behind or in front, with the flank that faces the camera."""
+    """Draws a car from behind or in front, with the side that faces the camera."""
     color = canvas.color(PAINTS)
     glass = canvas.color(_GLASS)
     tyre = canvas.color(_TYRES)
@@ -121,7 +121,7 @@ def _draw_flank(
     color: Float[np.ndarray, "3 1 1"],
     glass: Float[np.ndarray, "3 1 1"],
 ) -> None:
-    """The side of a car that faces the camera, in the plane x metres beside it."""
+    """Draws the side of a car that faces the camera, x metres beside it."""
     focal, vanishing = canvas.camera.focal, canvas.camera.vanishing
     near = focal / scale  # metres
     far_scale = focal / (near + 4)
@@ -141,7 +141,7 @@ def _draw_flank(
 
 
 def _draw_pedestrian(canvas: Canvas, x: float, scale: float) -> None:
-    """Legs, body and head of someone who stands or walks."""
+    """Draws a person who stands or walks."""
     scale *= canvas.uniform(0.85, 1.1)
     sprite = Sprite(canvas, PEDESTRIAN, x, scale, 0.6, 1.85)
     stride = canvas.uniform(0, 0.25)
@@ -155,7 +155,7 @@ def _draw_pedestrian(canvas: Canvas, x: float, scale: float) -> None:
 
 
 def _draw_bicyclist(canvas: Canvas, x: float, scale: float) -> None:
-    """A rider above two wheels, from the side or from behind."""
+    """Draws a rider on a bicycle, from the side or from behind."""
     sprite = Sprite(canvas, BICYCLIST, x, scale, 1.1, 1.85)
     coat, trousers = canvas.color(_CLOTHES), canvas.color(_CLOTHES)
     tyre = canvas.color(_TYRES)
@@ -183,18 +183,18 @@ def _draw_bicyclist(canvas: Canvas, x: float, scale: float) -> None:
 
 
 def _draw_litter_bin(canvas: Canvas, x: float, scale: float) -> None:
-    """An object outside the eleven classes."""
+    """Draws an object outside the eleven classes."""
     sprite = Sprite(canvas, VOID, x, scale, 0.5, 1.2)
     sprite.paint(sprite.bar(0, 0.7, 0, canvas.uniform(0.7, 1.1)), canvas.color(PAINTS))
 
 
 class _Kind(NamedTuple):
-    """How many of a kind of object there are, and where."""
+    """The number and position of a kind of object."""
 
     draw: Callable[[Canvas, float, float], None]
-    number: tuple[int, int]  # least and most
-    scale: tuple[float, float]  # farthest and nearest, units a metre
-    place: tuple[float, float]  # metres from the kerb; below 0: on the road
+    number: tuple[int, int]  # minimum and maximum
+    scale: tuple[float, float]  # farthest and nearest, units per metre
+    place: tuple[float, float]  # metres from the kerb; < 0: on the road
 
 
 _KINDS = (
@@ -210,7 +210,7 @@ _KINDS = (
 
 
 def draw_objects(canvas: Canvas) -> None:
-    """Chooses what stands in the street and draws it from far to near."""
+    """Draws random objects from far to near."""
     placed = []
     for kind in _KINDS:
         for _ in range(canvas.count(*kind.number)):
@@ -220,7 +220,7 @@ def draw_objects(canvas: Canvas) -> None:
             left = canvas.camera.vanishing
             room = canvas.width - left if x > 0 else left  # pixels
             far, near = (canvas.unit * OBJECT_SIZE * scale for scale in kind.scale)
-            near = min(near, (room - 2) / max(abs(x), 0.1))  # inside the picture
+            near = min(near, (room - 2) / max(abs(x), 0.1))  # inside the image
             scale = canvas.uniform(min(far, 0.7 * near), near)
             placed.append((scale, x, kind.draw))
     for scale, x, draw in sorted(placed, key=lambda item: item[0]):

@@ -1,11 +1,11 @@
-"""`streets`: generated street scenes over CamVid's eleven classes and void.
+"""`streets`: synthetic street scenes with CamVid's eleven classes and void.
 
-The embedded default data set: no download, the same bytes on every machine. Scenes are
-painted from back to front (see `canvas`). Labels are exact and solid, pictures are not:
-objects fade into what lies behind them in blotches, fences are seen through, colours
-of different classes overlap. What hides in a blotch can be told from the rest of the
-object (a pole goes on below and above), which a model of label structure knows and a
-small segmenter does not.
+The embedded default data set: no download, and the same bytes on every machine. Scenes
+are painted from back to front (see `canvas`). Labels are exact and solid, but images
+are ambiguous: objects fade into the background in blotches, fences are transparent, and
+the colours of classes overlap. Faded parts can be inferred from the rest of the object
+(a pole continues below and above), which takes a model of label structure rather than a
+small segmenter.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ from iterinf.data.streets.canvas import (
 from iterinf.data.streets.objects import GREYS, LEAVES, PAINTS, draw_objects
 from iterinf.errors import UserError
 
-SPLIT_STRIDE = 1_000_000  # split i has the scenes from i * SPLIT_STRIDE on
+SPLIT_STRIDE = 1_000_000  # the scenes of split i start at i * SPLIT_STRIDE
 _RANGES = {
     "seed": (0, 2**32 - 1),
     "index": (0, 2**32 - 1),
@@ -40,14 +40,14 @@ _RANGES = {
     "num_test": (1, SPLIT_STRIDE),
 }
 
-# How hard the scenes are; `canvas` has the other knobs.
-SENSOR_NOISE = 0.05  # largest amplitude of the pixel noise, images in [0, 1]
+# Difficulty of the scenes, in addition to the constants of `canvas`.
+SENSOR_NOISE = 0.05  # maximum amplitude of the pixel noise, images in [0, 1]
 LIGHT = (0.75, 1.15)  # range of a scene's brightness
 
 _WHITE = 0.8
 _HAZE = 0.74
-_END_DEPTH = 70.0  # metres to the house or trees that close the street
-_LOTS = 6  # a side
+_END_DEPTH = 70.0  # distance in metres of the house or trees at the end of the street
+_LOTS = 6  # per side
 _ROADS: Palette = [(0.34, 0.34, 0.36), (0.42, 0.42, 0.42), (0.3, 0.29, 0.29)]
 _WALKS: Palette = [(0.46, 0.44, 0.43), (0.52, 0.48, 0.44), (0.4, 0.4, 0.42)]
 _MARKS: Palette = [(0.66, 0.66, 0.64)]
@@ -64,19 +64,20 @@ _FACADES: Palette = [
 def generate_scene(
     seed: int, index: int, height: int, width: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Paints one street scene.
+    """Paints a street scene.
 
     Args:
-      seed: of the data set, 0..2^32 - 1.
-      index: of the scene, 0..2^32 - 1; each (seed, index) has its own random stream.
-      height: pixels, 32..4096.
-      width: pixels, 32..4096.
+      seed: The seed of the data set, 0..2^32 - 1.
+      index: The index of the scene, 0..2^32 - 1; each (seed, index) has its own random
+        stream.
+      height: The height in pixels, 32..4096.
+      width: The width in pixels, 32..4096.
 
     Returns:
       The RGB image and its labels 0..11; 11 is void.
 
     Raises:
-      UserError: if one of these is out of range.
+      UserError: If an argument is out of range.
     """
     _check_numbers(seed=seed, index=index, height=height, width=width)
     stream = np.random.SeedSequence([seed, index])
@@ -102,13 +103,13 @@ def load_streets(
     num_validation: int = 100,
     num_test: int = 200,
 ) -> Dataset:
-    """Opens the data set; scenes are painted when they are asked for.
+    """Opens the data set; scenes are painted lazily.
 
-    Splits never share a scene, and a split's scenes do not depend on the sizes of the
-    others. Bootstrap blocks are single scenes.
+    Splits never share a scene, and their scenes do not depend on the sizes of other
+    splits. Bootstrap blocks are single scenes.
 
     Raises:
-      UserError: if an option is out of range.
+      UserError: If an option is out of range.
     """
     _check_numbers(seed=seed, height=height, width=width)
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
@@ -141,7 +142,7 @@ def _open_split(
 
 
 def _draw_sky(canvas: Canvas) -> None:
-    """A gradient from the zenith to the horizon, under clouds."""
+    """Draws a gradient from the zenith to the horizon, with clouds."""
     low = canvas.color([(0.8, 0.82, 0.84), (0.7, 0.74, 0.8)])
     high = canvas.color([(0.45, 0.58, 0.78), (0.72, 0.74, 0.76), (0.6, 0.64, 0.7)])
     t = np.clip(canvas.rows / canvas.camera.horizon, 0, 1)  # h 1
@@ -154,7 +155,7 @@ def _draw_sky(canvas: Canvas) -> None:
 
 
 def _draw_street_end(canvas: Canvas) -> None:
-    """A hazy house or row of trees where the street ends."""
+    """Draws a hazy house or row of trees at the end of the street."""
     camera = canvas.camera
     scale = camera.focal / _END_DEPTH
     up = (camera.horizon - canvas.rows) / scale
@@ -169,7 +170,7 @@ def _draw_street_end(canvas: Canvas) -> None:
 
 
 def _draw_lots(canvas: Canvas) -> None:
-    """House fronts, groups of trees and gaps along both sides."""
+    """Draws house fronts, groups of trees and gaps on both sides."""
     side, scale, depth, up = canvas.plane(*canvas.camera.walls)
     rng, size = canvas.rng, (2, _LOTS)
     near = canvas.camera.focal / float(scale.max())
@@ -196,7 +197,7 @@ def _draw_lots(canvas: Canvas) -> None:
 
 
 def _draw_ground(canvas: Canvas) -> None:
-    """Road with marks, sidewalks with kerbs and slabs, shadows."""
+    """Draws the road with markings, sidewalks with kerbs and slabs, and shadows."""
     camera = canvas.camera
     scale = np.maximum(canvas.rows - camera.horizon, 0.25) / CAMERA_HEIGHT  # h 1
     x = (canvas.columns - camera.vanishing) / scale
@@ -231,7 +232,7 @@ def _draw_ground(canvas: Canvas) -> None:
 
 
 def _draw_fence(canvas: Canvas) -> None:
-    """A fence seen through, before the house fronts or along a kerb, on one side."""
+    """Draws a transparent fence along the house fronts or a kerb on one side."""
     camera = canvas.camera
     lines = camera.kerbs if canvas.chance(0.3) else camera.walls
     inset = 0.2 if lines is camera.walls else -0.2
@@ -251,7 +252,7 @@ def _draw_fence(canvas: Canvas) -> None:
 
 
 def _draw_hood(canvas: Canvas) -> None:
-    """The camera car's own hood, unlabelled, in some scenes."""
+    """Draws the camera car's hood, labelled void, in some scenes."""
     if not canvas.chance(0.3):
         return
     dx = canvas.columns / canvas.width - canvas.uniform(0.4, 0.6)
@@ -261,7 +262,7 @@ def _draw_hood(canvas: Canvas) -> None:
 
 
 def _blur_labels(canvas: Canvas) -> None:
-    """Makes borders between large surfaces void here and there, as annotators do."""
+    """Makes some borders between large surfaces void, as annotators do."""
     label = canvas.label
     large = (label <= TREE) & (label != POLE)
     border = np.zeros_like(large)
@@ -271,7 +272,7 @@ def _blur_labels(canvas: Canvas) -> None:
 
 
 def _expose(canvas: Canvas) -> UInt8[np.ndarray, "h w 3"]:
-    """Light, lens and sensor: gains, blur and noise, rounded to bytes."""
+    """Applies light, lens and sensor: gains, blur and noise, rounded to bytes."""
     gain = canvas.uniform(*LIGHT) * (
         0.9 + 0.2 * canvas.rng.random((3, 1, 1), np.float32)
     )
