@@ -25,7 +25,6 @@ from iterinf.experiment.stages import Experiment
 from iterinf.prediction.export import export_workdir
 from iterinf.prediction.folder import predict_files
 from iterinf.prediction.pipeline import set_test_dtype
-from iterinf.report.census import format_census
 from iterinf.report.contact_sheet import plot_contact_sheet
 from iterinf.report.figures import save_figure
 from iterinf.report.html import write_page
@@ -37,6 +36,7 @@ from iterinf.report.results import (
     make_rows,
     write_results,
 )
+from iterinf.report.summary import format_summaries
 from iterinf.report.table import check_class_names
 from iterinf.report.trajectories import Picture, pack_maps
 from iterinf.runtime.bars import create_bar
@@ -123,14 +123,14 @@ def check_data(experiment: Experiment) -> None:
     Raises:
       UserError: whatever would stop the experiment later.
     """
-    census = experiment.check_data()
+    summaries = experiment.check_data()
     experiment.check_refiners()
     path = experiment.workdir / "data" / "contact_sheet.png"
     dataset = experiment.dataset
     save_figure(plot_contact_sheet(dataset), path)
     print_once(
         f"{dataset.name}, {dataset.num_classes} classes: no problems found\n",
-        format_census(census, dataset.classes),
+        format_summaries(summaries, dataset.classes),
         f"\nImages beside their labels: {path}",
     )
 

@@ -23,10 +23,10 @@ from iterinf.data import (
     describe_dataset,
 )
 from iterinf.data.augment import crop_randomly
-from iterinf.data.census import SplitCensus, count_records
 from iterinf.data.dataset import stack_records
 from iterinf.data.external import add_outputs, find_stride
 from iterinf.data.frequencies import compute_median_frequency_weights
+from iterinf.data.summary import SplitSummary, count_records
 from iterinf.errors import UserError
 from iterinf.evaluation.chain import Chain
 from iterinf.experiment.trainer import Trainer
@@ -125,7 +125,7 @@ class Experiment:
                         "expected 'crops', or another padding of the segmenter"
                     )
 
-    def check_data(self) -> dict[str, SplitCensus]:
+    def check_data(self) -> dict[str, SplitSummary]:
         """Reads every record; crops must lie inside every training image.
 
         Returns:
@@ -134,10 +134,10 @@ class Experiment:
         Raises:
           UserError: naming all that is wrong.
         """
-        census = check_dataset(self.dataset, show_progress=self.config.progress)
+        summaries = check_dataset(self.dataset, show_progress=self.config.progress)
         stride = find_stride(self.dataset.train[0].outputs)
-        check_crops(self._settings, set(census["train"].sizes), stride)
-        return census
+        check_crops(self._settings, set(summaries["train"].sizes), stride)
+        return summaries
 
     def check_same_data(self) -> None:
         """Compares the data to what the workdir's results were made from.
@@ -254,8 +254,8 @@ class Experiment:
     def _compute_class_weights(self) -> np.ndarray | None:
         if self.config.segmenter.class_weights == "none":
             return None
-        census = count_records(self.dataset.train, self.dataset.num_classes)
-        return compute_median_frequency_weights(census.pixels[:, :-1])
+        summary = count_records(self.dataset.train, self.dataset.num_classes)
+        return compute_median_frequency_weights(summary.pixels[:, :-1])
 
     def train_refiner(self, name: str) -> Networks:
         """Trains a refiner, or reads it where that is done.

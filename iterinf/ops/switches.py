@@ -40,7 +40,7 @@ def _unpool_even(x, switches, fill=0.0):
 def join_corners(
     corners: list[Float[Array, "b h w c"]],
 ) -> Float[Array, "b 2*h 2*w c"]:
-    """Interleaves four maps to 2x2 windows; map 2 * row + column is at (row, column)."""
+    """Interleaves four maps to 2x2 windows; map 2 * row + column at (row, column)."""
     b, h, w, c = corners[0].shape
     rows = [jnp.stack(corners[i : i + 2], axis=3) for i in (0, 2)]  # b h w 2 c
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
