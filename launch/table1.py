@@ -113,7 +113,7 @@ def write_combined_table(
         lines.append([str(model), str(config or "-"), *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     note = (
-        "Mean IoU on test, in per cent. `gain` is the difference to the plain network "
+        "Mean IoU on test, in per cent. `gain` is the difference to the segmenter "
         "of the same experiment, in points, with its 95% paired interval over images."
     )
     write_atomically(
