@@ -110,9 +110,9 @@ class Experiment:
         for key, settings in list_trained(self.config).items():
             for phase in ("training", "fine_tuning"):
                 self._trainer.create_optimizer(settings[phase])
-                check_batch_size(
-                    settings[phase].batch_size, f"config.{key}.{phase}.batch_size"
-                )
+                if settings[phase].num_epochs:
+                    key_of_size = f"config.{key}.{phase}.batch_size"
+                    check_batch_size(settings[phase].batch_size, key_of_size)
         for name in self.config.refiners:
             refiner, settings = self.create_refiner(name), self.config.refiner[name]
             if "training" in settings:

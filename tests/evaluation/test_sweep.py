@@ -13,7 +13,7 @@ import pytest
 import iterinf
 from iterinf.errors import UserError
 from iterinf.evaluation import sweep as selection
-from iterinf.evaluation.selection import Curves, select
+from iterinf.evaluation.selection import Curves, Selection, select
 from iterinf.evaluation.sweep import count_refinements
 from iterinf.evaluation.tally import Spec, prepare_truth, tally_image
 from iterinf.training.objectives import propose, to_unit_range
@@ -264,9 +264,9 @@ def make_curves(mean_iou):
 def test_select_takes_the_highest():
     curves = make_curves([[0.1, 0.2, 0.3], [0.2, 0.5, 0.4]])
     choice = select(curves, (0.1, 0.5))
-    assert choice == selection.Selection(0.5, 2, 0.5, {}, 0.5)
+    assert choice == Selection(0.5, 2, 0.5, {}, 0.5)
     choice = select(curves, (0.1, 0.5), "boundary_f1")
-    assert choice == selection.Selection(0.1, 1, 0.1, {}, 0.9)
+    assert choice == Selection(0.1, 1, 0.1, {}, 0.9)
 
 
 def test_select_takes_fewer_iterations_at_ties():

@@ -185,7 +185,7 @@ def test_batch_statistics_give_one_network_to_all_rows_and_images(tmp_path):
     config.refiner.dae_y.model.update(widths=(4, 6), features=("pool1",))
     config.refiner.dae_y.training.num_epochs = 1
     config.evaluation.update(batch_size=3, sweep_batch_size=2)
-    with pytest.raises(UserError, match="sweep_batch_size is 2, expected batch_size"):
+    with pytest.raises(UserError, match="sweep_batch_size is 2, expected 3"):
         run(config, tmp_path, "run", "")
     config.evaluation.sweep_batch_size = 3
     run(config, tmp_path, "run", "")

@@ -68,7 +68,7 @@ def test_a_grid_expands_in_its_order(tmp_path):
         ("add(seed='one')", "seed.*one"),
         ("add(**{'segmenter': 1})", "segmenter"),
         ("add(**{'segmenter.training.crop_size': None})", "no flag can set"),
-        ("add(seed=-1)", "config.seed is -1, expected 0 up to"),
+        ("add(seed=-1)", "config.seed is -1"),
         ("add(seed=1), add(seed=1)", "two runs seed=1"),
         ("pass", "is empty"),
         ("1 / 0", "division by zero"),

@@ -18,8 +18,9 @@ from iterinf.data.dataset import Split, stack_records
 from iterinf.data.external import STRIDES
 from iterinf.data.loader import make_train_batches
 from iterinf.errors import UserError
+from iterinf.experiment import trainer
 from iterinf.experiment.stages import Experiment
-from iterinf.training import frames, trainer
+from iterinf.training import frames
 from iterinf.training.frames import add_frames, list_outputs
 from iterinf.training.objectives import make_refiner_loss, propose, to_unit_range
 from tests import tiny
