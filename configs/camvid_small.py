@@ -36,7 +36,7 @@ def get_config():
             widths=(16, 32, 64, 128, 256),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
-            unpool_fill=0.7,
+            unpool_fill=0.65,
             skip_connections=True,
             full_size_skip=True,
             start_as_identity=True,

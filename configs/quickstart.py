@@ -30,26 +30,24 @@ def get_config():
     )
     segmenter.training.optimizer.update(learning_rate=2e-3, decay_per_epoch=0.93)
     base.limit_iterations(config, 20)
-    for name in ("dae_ytrue", "dae_y"):
-        config.refiner[name].selection.step_sizes = (0.05, 0.1, 0.5, 1.0)
     for refiner in base.list_daes(config):
         refiner.model.update(
             widths=(16, 32, 64, 96, 128),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
-            unpool_fill=0.7,
+            unpool_fill=0.65,
             skip_connections=True,
             full_size_skip=True,
             start_as_identity=True,
             anchored=True,
         )
         refiner.training.update(
-            crop_size=(64, 64), num_epochs=44, patience=8, inputs="frames"
+            crop_size=(64, 64), num_epochs=52, patience=8, inputs="frames"
         )
         refiner.training.optimizer = {
             "name": "adam",
             "learning_rate": 2e-3,
-            "decay_per_epoch": 0.92,
+            "decay_per_epoch": 0.93,
             "weight_decay": 1e-4,
             "options": {},
         }

@@ -25,7 +25,7 @@ def log_run(workdir: pathlib.Path, command: str) -> None:
     run = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "commit": read_commit(pathlib.Path(__file__).parent.parent),
+        "commit": read_commit(pathlib.Path(__file__).parents[2]),
         "hardware": f"{jax.device_count()} x {device.device_kind} ({device.platform}), "
         f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",

@@ -22,6 +22,14 @@ def test_runs_are_logged_and_described(tmp_path, monkeypatch):
     assert ";" not in described["hardware"]
 
 
+def test_the_commit_is_that_of_the_folder_that_holds_the_package(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(provenance, "read_commit", lambda f: asked.append(f) or "a1")
+    log_run(tmp_path, "main")
+    (checkout,) = asked
+    assert (checkout / "iterinf" / "__init__.py").is_file()
+
+
 def make_checkout(folder):
     """A repository of one commit."""
     folder.mkdir()
