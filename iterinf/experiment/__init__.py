@@ -1,7 +1,7 @@
 """The whole run in order: train, choose on validation, test, report.
 
 `modes.run` starts the stages that a mode needs; `stages.Experiment` opens the data and
-trains, `choice` chooses and tests. Each goes on from what the workdir holds.
+trains, `choice` chooses and tests. Each resumes from the workdir.
 """
 
 from iterinf.experiment.modes import MODES, run

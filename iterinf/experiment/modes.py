@@ -1,4 +1,4 @@
-"""The stages of an experiment, in order; each goes on from what the workdir holds."""
+"""The modes: which stages of an experiment run, in which order."""
 
 import functools
 import json
@@ -65,14 +65,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
 
     Args:
       config: as of configs/base.py.
-      workdir: where results go, and where an interrupted run goes on.
+      workdir: where results go, and where an interrupted run resumes.
       mode: one of MODES. A stage runs those before it if their results are missing,
         but for `report`, which draws on what is there, and `predict` and `export`,
         which take all but the config's part of their name from a finished workdir.
       command: what the user typed, for the report.
 
     Raises:
-      UserError: whatever the user can mend.
+      UserError: for what the user can correct.
     """
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")

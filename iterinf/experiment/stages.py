@@ -1,4 +1,4 @@
-"""The stages of an experiment; each goes on from what the workdir holds."""
+"""The stages of an experiment; each resumes from the workdir."""
 
 import contextlib
 import dataclasses

@@ -69,7 +69,7 @@ class Trainer:
         *,
         frozen: Any = None,
     ) -> Params:
-        """Trains in the phases of a network's settings; goes on where it was.
+        """Trains in the phases of a network's settings; resumes from checkpoints.
 
         Args:
           params: before the first step.

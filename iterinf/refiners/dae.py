@@ -11,6 +11,7 @@ from iterinf.errors import UserError
 from iterinf.ops.convolutions import cast_all_but_bias
 from iterinf.ops.switches import max_pool_with_switches, max_unpool
 from iterinf.ops.ties import max_pool_with_ties, max_unpool_ties
+from iterinf.refiners.dense_crf import compute_unary
 from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate, Size
 
@@ -23,7 +24,7 @@ _POOLING = {
 
 
 class Condition(NamedTuple):
-    """What does not change while y does, computed once an image."""
+    """What is constant over iterations, computed once per image."""
 
     contributions: dict[str, Float[Array, "b _ _ _"]]  # W_h * h, by name of h's layer
     log_y: Float[Array, "b h w k"] | None  # of the first y; None: not read
@@ -156,7 +157,10 @@ class DAE(Refiner):
                 h = _pad(h, self.feature_offset)
             contributions[name] = self.join[name](keep * h if train else h)
         anchored = self.start_as_identity and self.anchored and self.reads_y
-        return Condition(contributions, _log(candidate.y) if anchored else None)
+        return Condition(
+            contributions,
+            compute_unary(candidate.y, _LOWEST_PROBABILITY) if anchored else None,
+        )
 
     def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
@@ -190,8 +194,9 @@ class DAE(Refiner):
         logits = x[:, offset : offset + height, offset : offset + width]
         logits = logits.astype(jnp.float32)
         if self.start_as_identity:
-            log_y = _log(y) if condition.log_y is None else condition.log_y
-            logits = logits + log_y
+            anchor = condition.log_y
+            own = compute_unary(y, _LOWEST_PROBABILITY)
+            logits = logits + (own if anchor is None else anchor)
         return logits
 
     def _pool(
@@ -231,10 +236,6 @@ def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k
         return jax.random.normal(key, image.shape, image.dtype)
 
     return jax.lax.stop_gradient(jax.vmap(draw)(y))
-
-
-def _log(y: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
-    return jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0))
 
 
 def _pad(x: Array, offset: int) -> Array:

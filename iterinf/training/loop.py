@@ -180,7 +180,7 @@ def fit(
     trace_steps: int = 0,
     checkpoint_seconds: float = 0.0,
 ) -> Params:
-    """Trains until the epochs or the patience are used up; goes on where it was.
+    """Trains until the epochs or the patience are used up; resumes from a checkpoint.
 
     Args:
       state: before the first step; a checkpoint in `folder` replaces it.
