@@ -16,7 +16,7 @@ from iterinf.config import check_settings, list_trained
 from iterinf.data import DATASETS
 from iterinf.refiners import create_refiner
 from iterinf.segmenters import create_segmenter
-from iterinf.training.objectives import make_refiner_loss, propose, replace_numbers
+from iterinf.training.objectives import make_refiner_loss, propose, set_scalars
 from iterinf.training.optimizer import create_optimizer
 from iterinf.types import Batch
 from launch.grid import expand_grid
@@ -123,7 +123,7 @@ def test_builds(name):
             refiner.init_with_output, jax.random.key(0), candidate
         )
         assert reconstruction.shape == (1, *crop_size, 11)
-        replace_numbers(
+        set_scalars(
             {"refiner": weights}, dict.fromkeys(settings.selection.parameters, 1.0)
         )
         if "training" in settings:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from iterinf.evaluation.tally import Spec, Tally, prepare_truth, tally_image
 from iterinf.inference import Stopping, start_stopping, stopping_step, sweep
-from iterinf.runtime.devices import collect, divide, gather
+from iterinf.runtime.devices import collect, replicate_outputs, shard
 from iterinf.training.objectives import Networks, Variables, propose, to_unit_range
-from iterinf.training.validation import divide_split
+from iterinf.training.validation import batch_split
 from iterinf.types import Batch, Candidate, Segmenter
 
 
@@ -29,7 +29,7 @@ def segment(
       batch: The batch, with images in uint8.
     """
     y = propose(segmenter, variables, to_unit_range(batch)).y
-    return gather(jnp.argmax(y, axis=-1))
+    return replicate_outputs(jnp.argmax(y, axis=-1))
 
 
 def count_predictions(
@@ -52,16 +52,16 @@ def count_predictions(
     Returns:
       The tally [n].
     """
-    batches = divide_split(split, batch_size, void=spec.num_classes)
+    batches = batch_split(split, batch_size, void=spec.num_classes)
 
     @jax.jit
     def count(label, y):
         truth = jax.vmap(partial(prepare_truth, spec=spec))(label)
-        return gather(jax.vmap(partial(tally_image, spec=spec))(truth, y))
+        return replicate_outputs(jax.vmap(partial(tally_image, spec=spec))(truth, y))
 
     def list_counts():
         for i in range(len(batches.label)):
-            batch = divide(jax.tree.map(operator.itemgetter(i), batches))
+            batch = shard(jax.tree.map(operator.itemgetter(i), batches))
             yield count(batch.label, _propose(segmenter, variables, batch).y)
 
     parts = jax.device_get(collect(list_counts()))
@@ -126,4 +126,6 @@ def _refine_labels(
         step=partial(stopping_step, tolerance=stop),
     )  # s t b h w
     before = jnp.broadcast_to(observe(initial), (len(refined), 1, *refined.shape[2:]))
-    return gather(jnp.moveaxis(jnp.concatenate([before, refined], axis=1), 2, 0))
+    return replicate_outputs(
+        jnp.moveaxis(jnp.concatenate([before, refined], axis=1), 2, 0)
+    )

@@ -20,13 +20,13 @@ from iterinf.inference import Stopping, start_stopping, stopping_step, sweep
 from iterinf.runtime.bars import create_bar
 from iterinf.runtime.devices import (
     create_sharding,
-    divide,
-    gather,
     read_memory,
+    replicate_outputs,
+    shard,
     use_all_devices,
 )
 from iterinf.training.objectives import Networks, propose, to_unit_range
-from iterinf.training.validation import divide_split
+from iterinf.training.validation import batch_split
 from iterinf.types import Batch, Segmenter
 
 _USUAL_BATCH = 4
@@ -97,12 +97,12 @@ def count_refinements(
     if batch_size is None:
         batch_size = choose_batch_size(partial(_count_batches.lower, *others), split)
     length = _choose_chunk(split, batch_size)
-    batches = divide_split(split, batch_size, void=spec.num_classes, multiple=length)
+    batches = batch_split(split, batch_size, void=spec.num_classes, multiple=length)
     counts = []
     with _open_bar(title, len(batches.label)):
         for i in range(0, len(batches.label), length):
             chunk = jax.tree.map(operator.itemgetter(slice(i, i + length)), batches)
-            chunk = divide(chunk, axis=1)
+            chunk = shard(chunk, axis=1)
             with use_all_devices():
                 counts.append(jax.device_get(_count_batches(*others, chunk)))
     initial, refined = jax.tree.map(
@@ -242,4 +242,4 @@ def _count_batches(
             jax.debug.callback(_advance_bar, refined.confusion[0, 0, 0, 0, 0])
         return observe(initial), jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), refined)
 
-    return gather(jax.lax.map(count_batch, batches))
+    return replicate_outputs(jax.lax.map(count_batch, batches))

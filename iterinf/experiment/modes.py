@@ -30,7 +30,7 @@ from iterinf.report.figures import save_figure
 from iterinf.report.html import write_page
 from iterinf.report.results import (
     RefinerResult,
-    choose_pictures,
+    choose_images,
     describe_differences,
     list_differences,
     make_rows,
@@ -38,7 +38,7 @@ from iterinf.report.results import (
 )
 from iterinf.report.summary import format_summaries
 from iterinf.report.table import check_class_names
-from iterinf.report.trajectories import Picture, pack_maps
+from iterinf.report.trajectories import ImageResult, pack_maps
 from iterinf.runtime.bars import create_bar
 from iterinf.runtime.distributed import print_once
 from iterinf.runtime.files import has_file, read_arrays, read_lines
@@ -153,8 +153,8 @@ def report(experiment: Experiment) -> None:
     provenance = {"seed": config.seed, **describe_runs(workdir)}
     provenance |= _describe_training(experiment)
     before = plain.confusion
-    in_figure = choose_pictures(before, refiners[-1], _NUM_IN_FIGURE)
-    in_page = choose_pictures(before, refiners[-1], config.report.num_images)
+    in_figure = choose_images(before, refiners[-1], _NUM_IN_FIGURE)
+    in_page = choose_images(before, refiners[-1], config.report.num_images)
     positions = dict.fromkeys(in_figure + in_page)
     pictures = {}
     with create_bar(
@@ -231,7 +231,7 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
 
 def _predict_test(
     experiment: Experiment, refiners: list[RefinerResult], position: int
-) -> Picture:
+) -> ImageResult:
     """A test image, and its label maps by all networks, step sizes and iterations."""
     config, record = experiment.config, experiment.dataset.test[position]
     segmenter = set_test_dtype(experiment.segmenter, config)
@@ -249,7 +249,7 @@ def _predict_test(
             stop=grid.stop,
         )
         refined[refiner.name] = [pack_maps(m, segmented) for m in np.asarray(maps[row])]
-    return Picture(record, segmented, refined)
+    return ImageResult(record, segmented, refined)
 
 
 def _stack_around(experiment: Experiment, position: int) -> tuple[Batch, int]:

@@ -37,7 +37,12 @@ from iterinf.prediction.pipeline import (
     read_followed,
     set_test_dtype,
 )
-from iterinf.runtime.devices import check_batch_size, collect, gather, replicate
+from iterinf.runtime.devices import (
+    check_batch_size,
+    collect,
+    replicate,
+    replicate_outputs,
+)
 from iterinf.runtime.distributed import print_once
 from iterinf.runtime.files import has_file, read_arrays, write_arrays, write_json
 from iterinf.segmenters.pretrained import (
@@ -57,7 +62,7 @@ from iterinf.training.objectives import (
     make_refiner_loss,
     make_segmenter_loss,
     propose,
-    replace_numbers,
+    set_scalars,
     to_unit_range,
 )
 from iterinf.training.validation import Validate, make_validation
@@ -178,7 +183,7 @@ class Experiment:
             candidate = self._make_candidate(variables, settings)
             shapes = jax.eval_shape(self.create_refiner(name).init, key, candidate)
             values = dict.fromkeys(settings.selection.parameters, 0.0)
-            replace_numbers({"refiner": shapes}, values)
+            set_scalars({"refiner": shapes}, values)
 
     def create_refiner(self, name: str) -> nn.Module:
         """The network of a refiner of the config, not trained."""
@@ -285,7 +290,7 @@ class Experiment:
         Raises:
           UserError: see `iterinf.prediction.pipeline.read_followed`.
         """
-        networks = replace_numbers(self.train_refiner(name), parameters)
+        networks = set_scalars(self.train_refiner(name), parameters)
         segmenter: Segmenter = set_test_dtype(self.segmenter, self.config)
         refiner = set_test_dtype(self.create_refiner(name), self.config)
         followed = read_followed(self.workdir, self.config, name)
@@ -293,7 +298,7 @@ class Experiment:
             first = set_test_dtype(self.create_refiner(followed.name), self.config)
             segmenter = Chain(segmenter, followed.make_loop(first))
             others = self.train_refiner(followed.name)
-            networks |= {"segmenter": replace_numbers(others, followed.parameters)}
+            networks |= {"segmenter": set_scalars(others, followed.parameters)}
         return segmenter, refiner, networks
 
     def _train_refiner(self, name: str, frozen: Networks) -> Params:
@@ -366,7 +371,7 @@ class Experiment:
             logits, _ = self.segmenter.apply(variables, batch.image)
             predictions = jnp.argmax(logits, axis=-1)
             confusion = confusion_matrix(batch.label, predictions, logits.shape[-1])
-            return gather(confusion)
+            return replicate_outputs(confusion)
 
         steps = range(self._trainer.count_steps(training))
         with contextlib.closing(self._trainer.make_batches(training, 0)) as batches:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from iterinf.config import reads_frames
 from iterinf.data import Split
 from iterinf.data.loader import make_train_batches
-from iterinf.runtime.devices import DividedBatches, replicate
+from iterinf.runtime.devices import ShardedBatches, replicate
 from iterinf.runtime.xla import compile_for_once
 from iterinf.training.loop import (
     LossFunction,
@@ -142,7 +142,7 @@ class Trainer:
             **training.optimizer.to_dict(), steps_per_epoch=self.count_steps(training)
         )
 
-    def make_batches(self, training: ConfigDict, first_batch: int) -> DividedBatches:
+    def make_batches(self, training: ConfigDict, first_batch: int) -> ShardedBatches:
         """A phase's batches from the n-th on, cut over the devices; to be closed."""
         split = self.split
         if self.open_frames and reads_frames(training):
@@ -159,4 +159,4 @@ class Trainer:
             process=jax.process_index(),
             num_processes=jax.process_count(),
         )
-        return DividedBatches(batches, training.batch_size)
+        return ShardedBatches(batches, training.batch_size)

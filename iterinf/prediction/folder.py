@@ -28,9 +28,14 @@ from iterinf.data.external import Outputs, find_file, read_outputs
 from iterinf.data.image_io import read_image, read_size
 from iterinf.errors import UserError
 from iterinf.prediction.pipeline import read_pipeline
-from iterinf.prediction.predictor import Picture, Prediction, Predictor, check_finite
+from iterinf.prediction.predictor import (
+    Prediction,
+    Predictor,
+    PreparedImage,
+    check_finite,
+)
 from iterinf.prediction.resize import Size
-from iterinf.report.pictures import (
+from iterinf.report.drawing import (
     draw_legend,
     encode_animation,
     encode_jpeg,
@@ -80,7 +85,7 @@ def predict_files(
         each failure is printed to stderr, and the other images are written.
     """
     _check_options(images, output, scale, batch_size)
-    names = find_pictures(images)
+    names = find_images(images)
     folder = Path(output)
     predictor = Predictor(read_pipeline(workdir, refiner or None), scale)
     _check_probabilities(probabilities, predictor, workdir)
@@ -101,7 +106,7 @@ def predict_files(
             trajectory=trajectory,
         )
         for prediction in _keep_finite(predictions, complain):
-            name = names[Path(prediction.picture.name)]
+            name = names[Path(prediction.prepared.name)]
             files = _draw(folder, name, prediction, predictor.colors)
             write_atomically(legend | files)
             legend = {}
@@ -116,17 +121,17 @@ def _prepare_all(
     names: Mapping[Path, str],
     probabilities: str,
     complain: Callable[[UserError], None],
-) -> Iterator[Picture]:
+) -> Iterator[PreparedImage]:
     """Reads images, grouped by their size at the networks' scale."""
     for path in sorted(names, key=lambda path: _find_size(path, predictor)):
         try:
             outputs = _read_outputs(probabilities, names[path])
             image = read_image(path, upright=True)
-            picture = predictor.prepare(image, outputs, str(path))
+            prepared = predictor.prepare(image, outputs, str(path))
         except UserError as error:
             complain(error)
         else:
-            yield picture
+            yield prepared
 
 
 def _keep_finite(
@@ -141,7 +146,7 @@ def _keep_finite(
             yield prediction
 
 
-def find_pictures(images: str) -> dict[Path, str]:
+def find_images(images: str) -> dict[Path, str]:
     """Finds images and names each by its path below their common parent.
 
     Args:
@@ -246,7 +251,7 @@ def _draw(
     folder: Path, name: str, prediction: Prediction, colors: UInt8[np.ndarray, "_ 3"]
 ) -> dict[Path, bytes]:
     """Creates all files of an image."""
-    image = prediction.picture.image
+    image = prediction.prepared.image
     before, after = prediction.initial_labels, prediction.labels
     panels = place_side_by_side(image, (before, after), colors, width=_PANEL_WIDTH)
     changes = paint_changes(image, before, after, colors)

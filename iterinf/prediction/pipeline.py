@@ -30,7 +30,7 @@ from iterinf.training.objectives import (
     Variables,
     combine,
     propose,
-    replace_numbers,
+    set_scalars,
 )
 from iterinf.types import Batch, Candidate, Refinement
 from iterinf.workdir import has_checkpoint, match_input
@@ -274,7 +274,7 @@ def _restore_refiner(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), candidate)
         variables = compile_for_once(refiner.init)(jax.random.key(0), zeros)
         params = {"refiner": variables.get("params", {})}
-    networks = replace_numbers(combine(params, frozen), parameters)
+    networks = set_scalars(combine(params, frozen), parameters)
     return set_test_dtype(refiner, config), networks
 
 

@@ -22,7 +22,7 @@ from iterinf.prediction.resize import (
     resize_channels,
     resize_image,
 )
-from iterinf.runtime.devices import divide, gather, use_all_devices
+from iterinf.runtime.devices import replicate_outputs, shard, use_all_devices
 from iterinf.training.objectives import Networks, to_unit_range
 from iterinf.types import Batch
 
@@ -30,7 +30,7 @@ _MULTIPLE = 16  # heights and widths are multiples, to compile few programs
 _LEAST = 32  # smallest side that survives five poolings
 
 
-class Picture(NamedTuple):
+class PreparedImage(NamedTuple):
     """An image prepared for the networks by `Predictor.prepare`."""
 
     image: UInt8[np.ndarray, "h w 3"]  # original size
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 class Prediction(NamedTuple):
     """The prediction for an image."""
 
-    picture: Picture
+    prepared: PreparedImage
     labels: UInt8[np.ndarray, "h w"]  # classes 0..k-1, at the original size
     initial_labels: UInt8[np.ndarray, "h w"]  # the same before refinement
     y: Float[np.ndarray, "_ _ k"]  # probabilities, at the networks' scale
@@ -101,14 +101,14 @@ class Predictor:
         Raises:
           UserError: If the arguments are invalid or the probabilities are not finite.
         """
-        pictures = [self.prepare(image, outputs)]
-        prediction = next(self.predict_all(pictures, trajectory=trajectory))
+        images = [self.prepare(image, outputs)]
+        prediction = next(self.predict_all(images, trajectory=trajectory))
         check_finite(prediction)
         return prediction
 
     def predict_all(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[PreparedImage],
         *,
         batch_size: int = 1,
         trajectory: bool = False,
@@ -119,7 +119,7 @@ class Predictor:
         one size form a batch.
 
         Args:
-          pictures: The prepared images, e.g. `map(predictor.prepare, images)`.
+          images: The prepared images, e.g. `map(predictor.prepare, images)`.
           batch_size: The maximum batch size.
           trajectory: Whether to return the label maps after every iteration.
 
@@ -127,7 +127,7 @@ class Predictor:
           The prediction of each image, in order; check it with `check_finite`.
         """
         filled: dict[Size, int] = {}  # largest batch so far; smaller ones are padded
-        for size, group in itertools.groupby(pictures, lambda p: p.resized.shape[:2]):
+        for size, group in itertools.groupby(images, lambda p: p.resized.shape[:2]):
             while batch := list(itertools.islice(group, batch_size)):
                 filled[size] = max(len(batch), filled.get(size, 0))
                 yield from self._predict_batch(batch, filled[size], trajectory)
@@ -141,7 +141,7 @@ class Predictor:
         image: Num[np.ndarray, "h w *channels"],
         outputs: Mapping[str, Float[np.ndarray, "_ _ _"]] = MappingProxyType({}),
         name: str = "the image",
-    ) -> Picture:
+    ) -> PreparedImage:
         """Resizes an image to the networks' scale.
 
         Args:
@@ -164,7 +164,7 @@ class Predictor:
             key: resize_channels(array, _divide(size, STRIDES[key]))
             for key, array in outputs.items()
         }
-        return Picture(image, resize_image(image, size), at_scale, name)
+        return PreparedImage(image, resize_image(image, size), at_scale, name)
 
     def _pick_outputs(
         self, outputs: Mapping[str, np.ndarray], sizes: tuple[Size, Size], name: str
@@ -188,21 +188,21 @@ class Predictor:
         return picked
 
     def _predict_batch(
-        self, pictures: list[Picture], batch_size: int, trajectory: bool
+        self, images: list[PreparedImage], batch_size: int, trajectory: bool
     ) -> Iterator[Prediction]:
         """Predicts images of one size, repeating some to fill the batch."""
         parts: list[Any] = [
-            (pictures[i % len(pictures)].resized, pictures[i % len(pictures)].outputs)
+            (images[i % len(images)].resized, images[i % len(images)].outputs)
             for i in range(batch_size)
         ]
         with use_all_devices():
-            arrays = divide(jax.tree.map(lambda *a: np.stack(a), *parts))
+            arrays = shard(jax.tree.map(lambda *a: np.stack(a), *parts))
             result = self._refine(self._networks, *arrays, trajectory=trajectory)
             initial_y, y, labels = jax.device_get(result)
-        for i, picture in enumerate(pictures):
-            size = (picture.image.shape[0], picture.image.shape[1])
+        for i, prepared in enumerate(images):
+            size = (prepared.image.shape[0], prepared.image.shape[1])
             yield Prediction(
-                picture,
+                prepared,
                 find_labels(y[i], size),
                 find_labels(initial_y[i], size),
                 y[i],
@@ -215,7 +215,7 @@ def check_finite(prediction: Prediction) -> None:
     """Raises UserError if the probabilities are not finite."""
     if not np.isfinite(prediction.y).all():
         raise UserError(
-            f"{prediction.picture.name} has non-finite probabilities at "
+            f"{prediction.prepared.name} has non-finite probabilities at "
             f"{prediction.y.shape[0]}x{prediction.y.shape[1]}; try another scale"
         )
 
@@ -268,7 +268,7 @@ def _refine(
     y, labels = pipeline.refine(networks, candidate, observe=observe)
     if trajectory:
         labels = jnp.concatenate([observe(candidate.y)[None], labels])
-    return gather((candidate.y, y, labels))
+    return replicate_outputs((candidate.y, y, labels))
 
 
 def _divide(size: Size, stride: int) -> Size:

@@ -25,8 +25,8 @@ from iterinf.report.changes import (
     compute_changes,
     find_largest_changes,
 )
+from iterinf.report.drawing import dim
 from iterinf.report.legend import count_columns, list_classes, make_patches
-from iterinf.report.pictures import dim
 from iterinf.runtime.files import write_atomically
 
 # Green and red also differ in lightness, for those who do not tell them apart.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from iterinf.data.dataset import Dataset
-from iterinf.report.pictures import encode_jpeg
+from iterinf.report.drawing import encode_jpeg
 from iterinf.report.results import (
     RefinerResult,
     choose_map,
@@ -24,7 +24,7 @@ from iterinf.report.results import (
 )
 from iterinf.report.rows import Row
 from iterinf.report.table import TITLES, drop_nan, format_measure
-from iterinf.report.trajectories import Picture, pack_maps
+from iterinf.report.trajectories import ImageResult, pack_maps
 from iterinf.runtime.distributed import print_once
 from iterinf.runtime.files import write_atomically
 
@@ -37,7 +37,7 @@ def write_page(
     dataset: Dataset,
     rows: Sequence[Row],
     refiners: Sequence[RefinerResult],
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageResult],
     notes: Sequence[str],
     provenance: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -114,7 +114,7 @@ def _list_percent(fractions: Float[np.ndarray, "*shape"]) -> list[Any]:
 
 
 def _describe_picture(
-    picture: Picture, refiners: Sequence[RefinerResult]
+    picture: ImageResult, refiners: Sequence[RefinerResult]
 ) -> dict[str, Any]:
     """Describes an image: a JPEG, packed label maps, and correct pixels gained."""
     label, segmented = picture.record.label, picture.segmented

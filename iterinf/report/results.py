@@ -21,7 +21,7 @@ from iterinf.report.table import (
     format_gain,
     write_table,
 )
-from iterinf.report.trajectories import Picture, unpack_maps
+from iterinf.report.trajectories import ImageResult, unpack_maps
 from iterinf.runtime.distributed import print_once
 from iterinf.runtime.files import read_arrays
 
@@ -192,7 +192,7 @@ def write_results(
     dataset: Dataset,
     rows: Sequence[Row],
     refiners: Sequence[RefinerResult],
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageResult],
     differences: Sequence[Difference],
     notes: Sequence[str],
     provenance: dict[str, Any],
@@ -234,7 +234,7 @@ def write_results(
 
 
 def _list_predictions(
-    title: str, refiners: Sequence[RefinerResult], pictures: Sequence[Picture]
+    title: str, refiners: Sequence[RefinerResult], pictures: Sequence[ImageResult]
 ) -> dict[str, UInt8[np.ndarray, "n h w"]]:
     """Returns label maps by title: the segmenter and the first and last refiner.
 
@@ -247,7 +247,9 @@ def _list_predictions(
     return predictions
 
 
-def choose_map(picture: Picture, refiner: RefinerResult) -> UInt8[np.ndarray, "h w"]:
+def choose_map(
+    picture: ImageResult, refiner: RefinerResult
+) -> UInt8[np.ndarray, "h w"]:
     """Returns the label map for the chosen step size and number of iterations."""
     packed = picture.refined[refiner.name][refiner.step_sizes.index(refiner.step_size)]
     return unpack_maps(packed, picture.segmented)[refiner.num_iterations]
@@ -328,7 +330,7 @@ def _read_test_measures(
     }
 
 
-def choose_pictures(
+def choose_images(
     plain: Int[np.ndarray, "n k k"], refiner: RefinerResult, num_pictures: int
 ) -> list[int]:
     """Chooses test images at equal steps of rank by gain in correct pixels.

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from iterinf.data.dataset import Record
 
 
-class Picture(NamedTuple):
+class ImageResult(NamedTuple):
     """A test image with its label maps."""
 
     record: Record

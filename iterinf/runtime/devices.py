@@ -81,7 +81,7 @@ def _identity(tree: PyTree) -> PyTree:
     return tree
 
 
-def divide(tree: PyTree[np.ndarray], *, axis: int = 0) -> PyTree[jax.Array]:
+def shard(tree: PyTree[np.ndarray], *, axis: int = 0) -> PyTree[jax.Array]:
     """Shards arrays that every process holds in full over all devices."""
 
     def place(array: np.ndarray) -> jax.Array:
@@ -96,7 +96,7 @@ def use_all_devices() -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(create_mesh())
 
 
-class DividedBatches(Iterator[PyTree[jax.Array]]):
+class ShardedBatches(Iterator[PyTree[jax.Array]]):
     """Batches assembled from the parts of all processes, sharded over all devices.
 
     A batch is transferred while the devices still work on the previous one.
@@ -153,6 +153,6 @@ def read_memory() -> int | None:
     return int(multihost_utils.process_allgather(np.asarray(own)).min())
 
 
-def gather(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
+def replicate_outputs(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
     """Replicates results on every device, inside a compiled function."""
     return jax.lax.with_sharding_constraint(tree, create_replication())

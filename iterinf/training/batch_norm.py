@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from iterinf.runtime.devices import collect, gather
+from iterinf.runtime.devices import collect, replicate_outputs
 from iterinf.training.objectives import Variables
 from iterinf.types import Batch
 
@@ -53,7 +53,7 @@ def estimate_statistics(
         _, left = without_dropout.apply(
             variables, batch.image, train=True, mutable=[_COLLECTION]
         )
-        return gather(left[_COLLECTION])
+        return replicate_outputs(left[_COLLECTION])
 
     found = collect(measure(variables, next(batches)) for _ in range(num_batches))
     stacked = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(found))

@@ -24,7 +24,7 @@ from iterinf.data.augment import mirror
 from iterinf.data.dataset import Record, Split, check_size, stack_records
 from iterinf.errors import UserError
 from iterinf.runtime.bars import create_bar
-from iterinf.runtime.devices import divide, gather, use_all_devices
+from iterinf.runtime.devices import replicate_outputs, shard, use_all_devices
 from iterinf.runtime.files import has_file, write_in_parts
 from iterinf.training.objectives import Variables, propose, to_unit_range
 from iterinf.types import Batch
@@ -94,11 +94,13 @@ def _compute_parts(
     def compute(variables: Variables, batch: Batch) -> dict[str, Array]:
         candidate = propose(segmenter, variables, to_unit_range(batch))
         found = {"probabilities": candidate.y} | candidate.features
-        return gather({name: found[name].astype(jnp.float16) for name in paths})
+        return replicate_outputs(
+            {name: found[name].astype(jnp.float16) for name in paths}
+        )
 
     for i, record in enumerate(split):
         check_size(record, split[0])
-        pair = divide(stack_records([record, mirror(record)]))
+        pair = shard(stack_records([record, mirror(record)]))
         with use_all_devices():
             outputs = jax.device_get(compute(variables, pair))
         for name, array in outputs.items():

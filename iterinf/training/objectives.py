@@ -62,7 +62,7 @@ def combine(params: Params, frozen: Networks) -> Networks:
     return {name: frozen.get(name, {}) | trained.get(name, {}) for name in names}
 
 
-def replace_numbers(networks: Networks, values: Mapping[str, float]) -> Networks:
+def set_scalars(networks: Networks, values: Mapping[str, float]) -> Networks:
     """Gives parameters of the refiner that are single numbers other values.
 
     Raises:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from iterinf.data.dataset import Split
 from iterinf.ops.metrics import compute_mean_iou, confusion_matrix
-from iterinf.runtime.devices import collect, divide, gather, use_all_devices
+from iterinf.runtime.devices import collect, replicate_outputs, shard, use_all_devices
 from iterinf.training.loop import Params
 from iterinf.training.losses import LossSum
 from iterinf.training.objectives import Predict, to_unit_range
@@ -46,9 +46,9 @@ def make_validation(
 
     @functools.cache
     def load_batches() -> list[Batch]:
-        batches = divide_split(split.stack(), batch_size, void=num_classes)
+        batches = batch_split(split.stack(), batch_size, void=num_classes)
         return [
-            divide(jax.tree.map(operator.itemgetter(i), batches))
+            shard(jax.tree.map(operator.itemgetter(i), batches))
             for i in range(len(batches.label))
         ]
 
@@ -58,7 +58,7 @@ def make_validation(
         scores = predict(params, frozen, batch)
         predictions = jnp.argmax(scores, axis=-1)
         confusion = confusion_matrix(batch.label, predictions, num_classes)
-        return gather((measure_loss(scores, batch.label), confusion))
+        return replicate_outputs((measure_loss(scores, batch.label), confusion))
 
     def validate(params: Params) -> dict[str, float]:
         batches = load_batches()
@@ -73,7 +73,7 @@ def make_validation(
     return validate
 
 
-def divide_split(
+def batch_split(
     split: Batch, batch_size: int, *, void: int, multiple: int = 1
 ) -> Batch:
     """Cuts a whole split, n images, into batches of one size.

@@ -12,7 +12,7 @@ import iterinf
 from iterinf.data.image_io import encode_png, read_image, read_label, read_size
 from iterinf.errors import UserError
 from iterinf.experiment.modes import run
-from iterinf.prediction.folder import find_pictures, predict_files
+from iterinf.prediction.folder import find_images, predict_files
 from iterinf.prediction.pipeline import Pipeline
 from iterinf.runtime.files import lock_folder
 from tests import tiny
@@ -167,16 +167,16 @@ def test_a_legend_is_written_with_the_first_picture_and_never_replaced(
 
 def test_names_are_paths_below_the_folder_of_all(tmp_path, rng):
     paths = [save(tmp_path / name / "0.png", 4, 4, rng) for name in ("a", "b")]
-    assert find_pictures(f"{tmp_path}/*/0.png") == dict(
+    assert find_images(f"{tmp_path}/*/0.png") == dict(
         zip(paths, ("a/0", "b/0"), strict=True)
     )
-    assert find_pictures(str(paths[0])) == {paths[0]: "0"}
-    assert find_pictures(f"{tmp_path}/a") == {paths[0]: "0"}
+    assert find_images(str(paths[0])) == {paths[0]: "0"}
+    assert find_images(f"{tmp_path}/a") == {paths[0]: "0"}
     odd = save(tmp_path / "[x].png", 4, 4, rng)
-    assert find_pictures(str(odd)) == {odd: "[x]"}
+    assert find_images(str(odd)) == {odd: "[x]"}
     save(tmp_path / "a" / "0.jpg", 4, 4, rng)
     with pytest.raises(UserError, match="a/0.jpg and .*a/0.png"):
-        find_pictures(f"{tmp_path}/a")
+        find_images(f"{tmp_path}/a")
 
 
 @pytest.mark.parametrize(

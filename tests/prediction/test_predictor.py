@@ -106,8 +106,8 @@ def test_a_stream_gives_what_single_pictures_do(predictor, images):
     wide = resize_image(images[0], (20, 80))
     stream = [*images[:3], wide, images[3], wide[::-1]]
     expected = [predictor.predict(image) for image in stream]
-    pictures = map(predictor.prepare, stream)
-    found = list(predictor.predict_all(pictures, batch_size=2, trajectory=True))
+    prepared = map(predictor.prepare, stream)
+    found = list(predictor.predict_all(prepared, batch_size=2, trajectory=True))
     assert len(found) == len(stream)
     for one, other in zip(found, expected, strict=True):
         assert one.labels.shape == other.labels.shape

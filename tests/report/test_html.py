@@ -14,7 +14,7 @@ from iterinf.evaluation.tally import pack
 from iterinf.report.html import write_page
 from iterinf.report.results import RefinerResult
 from iterinf.report.rows import make_row
-from iterinf.report.trajectories import Picture, pack_maps, unpack_maps
+from iterinf.report.trajectories import ImageResult, pack_maps, unpack_maps
 from iterinf.runtime.files import write_arrays
 from tests.tallies import make_tally
 
@@ -73,7 +73,7 @@ def make_page(folder, num_classes=3, num_pictures=2):
             name: [pack_maps(part, segmented) for part in parts]
             for name, parts in maps[-1].items()
         }
-        pictures.append(Picture(record, segmented, refined))
+        pictures.append(ImageResult(record, segmented, refined))
     plain = make_tally(counts)
     rows = [make_row("net", plain, plain, range(len(counts)), num_resamples=9)]
     rows += [rows[0]._replace(model=r.title, num_iterations=2) for r in refiners]

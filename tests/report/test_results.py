@@ -9,14 +9,14 @@ from iterinf.ops.metrics import compute_mean_iou
 from iterinf.report import results
 from iterinf.report.results import (
     RefinerResult,
-    choose_pictures,
+    choose_images,
     describe_differences,
     list_differences,
     make_rows,
     write_results,
 )
 from iterinf.report.rows import make_row
-from iterinf.report.trajectories import Picture, pack_maps
+from iterinf.report.trajectories import ImageResult, pack_maps
 from iterinf.runtime.files import write_arrays
 from tests.tallies import make_tally
 
@@ -231,7 +231,7 @@ def test_pictures_go_from_the_best_to_the_worst(tmp_path, gains, count, expected
     change = np.array([[[1, -1], [0, 0]]])
     refined = initial + np.array(gains).reshape(-1, 1, 1) * change
     refiner = make_result(tmp_path, "A", refined=refined)
-    assert choose_pictures(initial, refiner, count) == expected
+    assert choose_images(initial, refiner, count) == expected
 
 
 def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
@@ -272,7 +272,7 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         segmented = dataset.test[index].label
         packed = [pack_maps(maps, segmented), pack_maps(maps[::-1], segmented)]
         refined = dict.fromkeys(("CRF", "once", "after", "B", "A"), packed)
-        pictures.append(Picture(dataset.test[index], segmented, refined))
+        pictures.append(ImageResult(dataset.test[index], segmented, refined))
     write_results(tmp_path, dataset, rows, refiners, pictures, [], [], {})
     figures = [f"figure4_{name}.png" for name in ("CRF", "after", "B", "A")]
     assert drawn == [*figures, "figure3.png"]  # one iteration is no curve

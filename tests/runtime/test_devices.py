@@ -17,8 +17,8 @@ from iterinf.experiment.modes import run
 from iterinf.runtime.devices import (
     collect,
     create_sharding,
-    divide,
-    gather,
+    replicate_outputs,
+    shard,
 )
 from iterinf.runtime.files import read_arrays
 from tests import tiny
@@ -157,9 +157,9 @@ def test_two_processes_are_one_also_if_one_was_killed(tmp_path, one_device):
 
 def test_one_device_holds_all():
     array = np.arange(24.0).reshape(2, 3, 4)
-    divided = divide({"x": array}, axis=1)["x"]
-    assert divided.sharding == create_sharding(3, axis=1)
-    whole = jax.jit(gather)(divided)
+    sharded = shard({"x": array}, axis=1)["x"]
+    assert sharded.sharding == create_sharding(3, axis=1)
+    whole = jax.jit(replicate_outputs)(sharded)
     assert whole.is_fully_replicated
     np.testing.assert_array_equal(whole, array)
 
@@ -167,7 +167,7 @@ def test_one_device_holds_all():
 ON_FOUR_DEVICES = """
 import re
 import jax, jax.numpy as jnp, numpy as np
-from iterinf.runtime.devices import divide, gather, use_all_devices
+from iterinf.runtime.devices import shard, replicate_outputs, use_all_devices
 from iterinf.refiners.dense_crf import compute_unary, make_condition, update
 
 assert jax.device_count() == 4
@@ -188,11 +188,11 @@ def compute(y, image):
 generator = np.random.default_rng(0)
 y = generator.dirichlet(np.ones(3), (8, 4, 3)).astype(np.float32)
 image = generator.uniform(size=(8, 4, 3, 3)).astype(np.float32)
-divided = divide((y, image))
-assert divided[0].addressable_shards[0].data.shape[0] == 2
+sharded = shard((y, image))
+assert sharded[0].addressable_shards[0].data.shape[0] == 2
 with use_all_devices():
-    program = compute.lower(*divided).compile()
-    found = jax.jit(gather)(program(*divided))
+    program = compute.lower(*sharded).compile()
+    found = jax.jit(replicate_outputs)(program(*sharded))
 assert found[0].is_fully_replicated
 expected = compute(y, image)
 np.testing.assert_allclose(found[0], expected[0], atol=1e-6)

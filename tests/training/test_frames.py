@@ -263,8 +263,8 @@ def test_killed_and_resumed_it_ends_the_same(finished, tmp_path):
     workdir = tmp_path / "killed"
     for owner, name, count in (
         (frames, "check_size", 3),
-        (trainer.DividedBatches, "__next__", 3),
-        (trainer.DividedBatches, "__next__", 3),
+        (trainer.ShardedBatches, "__next__", 3),
+        (trainer.ShardedBatches, "__next__", 3),
     ):
         with pytest.MonkeyPatch.context() as patch:
             cut_power_at(patch, owner, name, count)

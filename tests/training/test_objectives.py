@@ -19,10 +19,10 @@ from iterinf.training.objectives import (
     make_refiner_loss,
     make_segmenter_loss,
     propose,
-    replace_numbers,
+    set_scalars,
     to_unit_range,
 )
-from iterinf.training.validation import divide_split, make_validation
+from iterinf.training.validation import batch_split, make_validation
 
 KEY = jax.random.key(0)
 NUM_CLASSES = 3
@@ -217,7 +217,7 @@ def test_numbers_of_a_refiner_are_replaced(variables):
         "segmenter": variables,
         "refiner": {"params": {"width": jnp.float32(3), "kernel": jnp.ones((2, 2))}},
     }
-    found = replace_numbers(networks, {"width": 5.0})
+    found = set_scalars(networks, {"width": 5.0})
     assert found["refiner"]["params"]["width"] == 5
     assert (
         found["refiner"]["params"]["kernel"] is networks["refiner"]["params"]["kernel"]
@@ -225,7 +225,7 @@ def test_numbers_of_a_refiner_are_replaced(variables):
     assert networks["refiner"]["params"]["width"] == 3
     for name in ("kernel", "weight"):
         with pytest.raises(UserError, match=f"'{name}'; this refiner's numbers: width"):
-            replace_numbers(networks, {name: 1.0})
+            set_scalars(networks, {name: 1.0})
 
 
 def test_an_unknown_start_is_answered_with_the_known_ones():
@@ -318,7 +318,7 @@ def test_a_split_is_filled_up_by_void_images(rng, batch_size):
     images = rng.integers(1, 256, (5, 2, 3, 3)).astype(np.uint8)
     labels = rng.integers(0, 3, (5, 2, 3)).astype(np.uint8)
     split = iterinf.Batch(images, labels, {"pool1": images[:, :1, :1]})
-    found = divide_split(split, batch_size, void=3)
+    found = batch_split(split, batch_size, void=3)
     num_batches = -(-5 // batch_size)
     assert found.image.shape == (num_batches, batch_size, 2, 3, 3)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
@@ -329,6 +329,6 @@ def test_a_split_is_filled_up_by_void_images(rng, batch_size):
     np.testing.assert_array_equal(flat.outputs["pool1"], flat.image[:, :1, :1])
     assert flat.label.dtype == np.uint8
     assert (labels < 3).all()
-    pairs = divide_split(split, batch_size, void=3, multiple=2)
+    pairs = batch_split(split, batch_size, void=3, multiple=2)
     assert len(pairs.label) == 2
     assert (pairs.label.reshape(-1, 2, 3)[5:] == 3).all()

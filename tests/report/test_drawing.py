@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from iterinf.data.image_io import read_image, read_label
-from iterinf.report.pictures import (
+from iterinf.report.drawing import (
     dim,
     draw_legend,
     encode_animation,
