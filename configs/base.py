@@ -184,6 +184,7 @@ def create_objective(**changes) -> ConfigDict:
             "num_iterations": 1,  # unrolled iterations in the loss
             "num_recycles": 0,  # further iterates at which the loss is computed
             "recycle_step_size": 0.5,  # step size between these iterates
+            "self_conditioning": 0.0,  # share of crops moved towards r(y) first
         }
         | changes
     )

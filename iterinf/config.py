@@ -149,6 +149,7 @@ _RULES: dict[str, _Rule] = {
         "a number >= 1 (of 255 levels)",
     ),
     "flip_probability": _SHARE,
+    "self_conditioning": _SHARE,
     "unpool_fill": _SHARE,
 }
 

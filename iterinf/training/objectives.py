@@ -112,15 +112,19 @@ def make_refiner_loss(
     num_iterations: int = 1,
     num_recycles: int = 0,
     recycle_step_size: float = 0.5,
+    self_conditioning: float = 0.0,
 ) -> LossFunction:
     """Makes the loss of Eq. 5 at a corrupted y; see `combine` for what is trained.
 
-    With recycling it is the mean of Eq. 5 at y_0, the corrupted y, and at the iterates
-    that the refiner itself reaches from there,
+    Two options train where the loop of Eq. 6 goes, at iterates of the refiner itself
+    through which no gradient flows. With self-conditioning a share of the images starts
+    at a random point between the corrupted y and its reconstruction,
 
-      y_(i+1) = y_i + recycle_step_size * (r(y_i) - y_i),   i < num_recycles,
+      y_0 = y + u (r(y) - y),   u ~ U(0, 1),
 
-    through which no gradient flows: training then sees what the loop of Eq. 6 visits.
+    for one more forward pass. With recycling the loss is the mean of Eq. 5 at y_0 and
+
+      y_(i+1) = y_i + recycle_step_size * (r(y_i) - y_i),   i < num_recycles.
 
     Args:
       segmenter: gives y and h, where they do not come with a batch.
@@ -137,11 +141,13 @@ def make_refiner_loss(
         1 for a DAE; 5 train a CRF-RNN.
       num_recycles: further iterates at which the loss is taken, 0 or more.
       recycle_step_size: of these iterates, above 0 up to 1.
+      self_conditioning: share of images that start at a point towards r(y), 0 to 1.
 
     Raises:
       UserError: unknown start.
 
-    Source: paper, Eq. 5 and Figure 1; recycling as in Jumper et al. 2021 (AlphaFold).
+    Source: paper, Eq. 5 and Figure 1; recycling as in Jumper et al. 2021 (AlphaFold);
+      self-conditioning as in Chen et al. 2023 (Analog Bits), with a random u for 1.
     """
     if start not in ("y", "y_true"):
         raise UserError(f"unknown start {start!r} of a DAE; known: 'y', 'y_true'")
@@ -164,11 +170,22 @@ def make_refiner_loss(
             rngs={"dropout": dropout_key},
             method=refiner.condition,
         )
+        reconstruct = functools.partial(
+            _compute_logits,
+            refiner,
+            networks["refiner"],
+            condition=condition,
+            num_iterations=num_iterations,
+        )
         losses, y = [], noisy
+        if self_conditioning:
+            share_key, step_key = jax.random.split(jax.random.fold_in(key, 2))
+            shape = (y.shape[0], 1, 1, 1)
+            moved = jax.random.bernoulli(share_key, self_conditioning, shape)
+            step = moved * jax.random.uniform(step_key, shape)
+            y = _move(y, reconstruct(y), step)
         for _ in range(num_recycles + 1):
-            logits = _compute_logits(
-                refiner, networks["refiner"], y, condition, num_iterations
-            )
+            logits = reconstruct(y)
             part = compute_reconstruction_loss(
                 logits,
                 batch.label,
@@ -176,8 +193,7 @@ def make_refiner_loss(
                 cross_entropy=cross_entropy,
             )
             losses.append(part.total / (num_recycles + 1))
-            step = recycle_step_size * (nn.softmax(logits) - y)
-            y = jax.lax.stop_gradient(y + step)
+            y = _move(y, logits, recycle_step_size)
         loss = LossSum(sum(losses[1:], losses[0]), part.num_pixels)
         if not proposal_cross_entropy:
             return loss
@@ -185,6 +201,13 @@ def make_refiner_loss(
         return loss._replace(total=loss.total + proposal_cross_entropy * other.total)
 
     return compute_loss
+
+
+def _move(
+    y: Float[Array, "b h w k"], logits: Float[Array, "b h w k"], step: Any
+) -> Float[Array, "b h w k"]:
+    """Eq. 6 without clip, as noise may have left [0, 1], and without gradient."""
+    return jax.lax.stop_gradient(y + step * (nn.softmax(logits) - y))
 
 
 def make_reconstruction(

@@ -267,6 +267,34 @@ def test_recycling_takes_the_loss_at_its_own_iterates(batch, variables):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_self_conditioning_takes_the_loss_on_the_way_to_r(batch, variables, share):
+    """Its mean over keys, and the gradient's, is that over u of y + u (r(y) - y)."""
+    frozen, scale = {"segmenter": variables}, jnp.float32(2)
+    compute_loss = make_refiner_loss(
+        Segmenter(), Echo(), start="y", sigma=0.0, self_conditioning=share
+    )
+    y = nn.softmax(apply_segmenter(variables, batch.image))
+    r = nn.softmax(scale * (y + 2 * batch.image))
+
+    def compute(scale, key):
+        return compute_loss({"refiner": {"scale": scale}}, frozen, batch, key).mean
+
+    def compute_at(scale, u):  # y and r are held
+        logits = scale * (y + u * (r - y) + 2 * batch.image)
+        return compute_reconstruction_loss(logits, batch.label).mean
+
+    def average(function, over):
+        values = jax.vmap(jax.value_and_grad(function), (None, 0))(scale, over)
+        return np.asarray([value.mean() for value in values])
+
+    found = average(compute, jax.random.split(KEY, 4000))
+    start = average(compute_at, jnp.zeros(1))
+    way = average(compute_at, (jnp.arange(50) + 0.5) / 50)
+    expected = share * (way - start)
+    np.testing.assert_allclose(found - start, expected, rtol=0.1)
+
+
 def test_a_reconstruction_reads_the_proposal_without_noise(batch, variables):
     predict = make_reconstruction(Segmenter(), Echo())
     params = {"refiner": {"scale": jnp.asarray(2.0)}}
