@@ -285,7 +285,7 @@ def _restore(folder: pathlib.Path, settings: ConfigDict, params: Any) -> Any:
         phase = folder / "fine_tuning"
     if not has_checkpoint(phase):
         raise UserError(f"no checkpoint in {phase}; train the network first")
-    with Checkpoints(phase / "checkpoints", maximize=True) as checkpoints:
+    with Checkpoints(phase / "checkpoints") as checkpoints:
         return checkpoints.restore_best({"params": params})["params"]
 
 

@@ -22,7 +22,7 @@ from iterinf.runtime.distributed import is_any
 from iterinf.runtime.files import append_line, read_lines, write_lines
 from iterinf.runtime.profiling import StepTrace
 from iterinf.runtime.signals import Interruption, say
-from iterinf.training.checkpoints import Checkpoints, CheckpointWriter, Epoch, Progress
+from iterinf.training.checkpoints import Checkpoints, Epoch, Progress
 from iterinf.training.losses import LossSum
 from iterinf.types import Batch
 
@@ -204,7 +204,7 @@ def fit(
       SystemExit: with status 0, after SIGTERM, when everything is saved.
     """
     with (
-        Checkpoints(folder / "checkpoints", maximize=schedule.maximize) as checkpoints,
+        Checkpoints(folder / "checkpoints", seconds=checkpoint_seconds) as checkpoints,
         Interruption() as interruption,
         contextlib.ExitStack() as stack,
     ):
@@ -222,9 +222,7 @@ def fit(
                 evaluate=evaluate,
                 schedule=schedule,
                 batches=stack.enter_context(contextlib.closing(make_batches(first))),
-                writer=stack.enter_context(
-                    CheckpointWriter(checkpoints, checkpoint_seconds)
-                ),
+                checkpoints=checkpoints,
                 log=MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch),
                 trace=stack.enter_context(
                     contextlib.closing(StepTrace(folder / "trace", trace_steps))
@@ -251,7 +249,7 @@ class _Epochs:
     evaluate: Callable[[Params], dict[str, float]]
     schedule: Schedule
     batches: Batches
-    writer: CheckpointWriter
+    checkpoints: Checkpoints
     log: MetricsLog
     trace: StepTrace
     bar: StepBar
@@ -284,12 +282,11 @@ class _Epochs:
         )
         sums = jax.tree.map(jnp.zeros_like, self.state.sums)
         self.state = self.state._replace(sums=sums)
-        improved = self.progress.best_epoch == self.progress.epoch
-        self._add(value if improved else None)
+        self._add(is_best=self.progress.best_epoch == self.progress.epoch)
         if is_any(self.interruption.requested):
             self._save_and_exit(int(self.state.step))
-        if self.progress.finished or self.writer.is_due():
-            self.writer.write()
+        if self.progress.finished or self.checkpoints.is_due():
+            self.checkpoints.write()
 
     def _train(self) -> float:
         """Steps to the end of the epoch; returns the seconds waited for batches."""
@@ -300,7 +297,7 @@ class _Epochs:
         for step in range(int(self.state.step), end):
             if self.interruption.ends_at(step):
                 _check_finite(self.state)
-                self._add(None)
+                self._add(is_best=False)
                 self._save_and_exit(step)
             self.trace.advance(self.state.step)
             asked = time.monotonic()
@@ -312,12 +309,13 @@ class _Epochs:
         self.bar.wait()
         return waited
 
-    def _add(self, value: float | None) -> None:
-        model, rest = _split(self.state)
-        self.writer.add(Epoch(int(self.state.step), model, rest, self.progress, value))
+    def _add(self, *, is_best: bool) -> None:
+        step, (model, rest) = int(self.state.step), _split(self.state)
+        self.checkpoints.add(Epoch(step, model, rest, self.progress, is_best))
 
     def _save_and_exit(self, step: int) -> NoReturn:
-        self.writer.finish()
+        self.checkpoints.write()
+        self.checkpoints.wait()
         say(f"SIGTERM: saved at step {step}; the same command resumes")
         raise SystemExit(0)
 
