@@ -3,6 +3,7 @@
 import collections
 import sys
 import time
+from typing import Any
 
 import jax
 from jaxtyping import Array
@@ -13,14 +14,7 @@ from iterinf.runtime.distributed import is_first
 
 
 def create_bar(
-    title: str,
-    total: int,
-    unit: str,
-    *,
-    show: bool = True,
-    initial: int = 0,
-    delay: float = 0.0,
-    smoothing: float = 0.3,
+    title: str, total: int, unit: str, *, show: bool = True, **options: Any
 ) -> tqdm:
     """Creates a progress bar, hidden in all processes but the first.
 
@@ -29,19 +23,15 @@ def create_bar(
       total: The total number of units.
       unit: The name of a unit.
       show: Whether to show the bar.
-      initial: The number of units already done.
-      delay: The time in seconds before the bar appears.
-      smoothing: The smoothing of the rate, from 0 (overall mean) to 1 (latest value).
+      **options: Further options of tqdm.
     """
     return tqdm(
         desc=title,
         total=total,
         unit=unit,
         disable=not show or not is_first(),
-        initial=initial,
-        delay=delay,
-        smoothing=smoothing,
         mininterval=0.5 if sys.stderr.isatty() else 30,
+        **options,
     )
 
 
@@ -58,6 +48,7 @@ class StepBar:
         """Opens the bar at `initial` of `total` steps."""
         self._bar = create_bar(title, total, "step", initial=initial, smoothing=0.0)
         self._in_flight: collections.deque[Array] = collections.deque()
+        self._opened = time.monotonic()
         self._is_compiled = False
         self._is_validated = False
 
@@ -67,7 +58,7 @@ class StepBar:
         if not self._is_compiled:
             self._is_compiled = True
             self.wait()
-            self._start_clock(time.time(), self._bar.n)
+            self._leave_out(time.monotonic() - self._opened)
         while len(self._in_flight) > MAX_IN_FLIGHT:
             self._finish_one()
 
@@ -80,21 +71,19 @@ class StepBar:
         """Shows the values of an epoch; `seconds` is the time of its validation."""
         if not self._is_validated:
             self._is_validated = True
-            start = 0.0 if self._bar.disable else self._bar.start_t + seconds
-            self._start_clock(start, getattr(self._bar, "initial", 0))
+            self._leave_out(seconds)
         self._bar.set_postfix(values, refresh=False)
 
     def close(self) -> None:
         """Closes the bar."""
         self._bar.close()
 
-    def _start_clock(self, start: float, initial: int) -> None:
-        """Restarts the rate from a time and a number of steps."""
-        if self._bar.disable:
-            return
-        self._bar.start_t, self._bar.initial = start, initial
-        # tqdm does not draw the final state of a bar that was never drawn.
-        self._bar.last_print_t = max(self._bar.last_print_t, start)
+    def _leave_out(self, seconds: float) -> None:
+        """Leaves a time out of the rate."""
+        if not self._bar.disable:
+            self._bar.start_t += seconds
+            # tqdm does not draw the final state of a bar that was never drawn.
+            self._bar.last_print_t = max(self._bar.last_print_t, self._bar.start_t)
 
     def _finish_one(self) -> None:
         jax.block_until_ready(self._in_flight.popleft())

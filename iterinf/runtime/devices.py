@@ -6,7 +6,6 @@ communication (`jax.jit` over a mesh).
 
 import contextlib
 import functools
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -33,14 +32,8 @@ def create_mesh() -> Mesh:
 def create_sharding(batch_size: int, *, axis: int = 0) -> NamedSharding:
     """Creates the sharding of a batch axis over all devices.
 
-    Args:
-      batch_size: The length of the axis. Unless it is a multiple of the number of
-        devices, the batch is replicated instead.
-      axis: The axis to shard.
-
-    Returns:
-      A sharding for arrays of any rank above `axis`. The devices of a process hold
-      consecutive parts.
+    The devices of a process hold consecutive parts. The batch is replicated instead
+    unless its size is a multiple of the number of devices.
     """
     mesh = create_mesh()
     name = None if batch_size % mesh.size else "batch"
@@ -52,18 +45,16 @@ def check_batch_size(batch_size: int, key: str) -> None:
 
     Args:
       batch_size: The global batch size.
-      key: The config key, for the error message.
+      key: Its config key, for the error message.
 
     Raises:
       UserError: If it is not a multiple of the number of devices.
     """
     num_devices = jax.device_count()
     if batch_size % num_devices:
-        nearest = num_devices * math.ceil(batch_size / num_devices)
         raise UserError(
             f"{key} is {batch_size}, expected a multiple of the number of devices "
-            f"({num_devices}), e.g. {nearest}, or fewer devices "
-            "(CUDA_VISIBLE_DEVICES=0)"
+            f"({num_devices}), or fewer devices (CUDA_VISIBLE_DEVICES=0)"
         )
 
 
@@ -72,13 +63,14 @@ def create_replication() -> NamedSharding:
     return NamedSharding(create_mesh(), PartitionSpec())
 
 
+def replicate_outputs(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
+    """Replicates results on every device, inside a compiled function."""
+    return jax.lax.with_sharding_constraint(tree, create_replication())
+
+
 def replicate(tree: PyTree) -> PyTree:
     """Replicates arrays, equal in every process, on every device."""
-    return jax.jit(_identity, out_shardings=create_replication())(tree)
-
-
-def _identity(tree: PyTree) -> PyTree:
-    return tree
+    return jax.jit(replicate_outputs, out_shardings=create_replication())(tree)
 
 
 def shard(tree: PyTree[np.ndarray], *, axis: int = 0) -> PyTree[jax.Array]:
@@ -103,12 +95,9 @@ class ShardedBatches(Iterator[PyTree[jax.Array]]):
     """
 
     def __init__(self, parts: Any, batch_size: int):
-        """Wraps an iterator over this process's parts of the batches.
+        """Wraps an iterator over this process's parts of batches of this global size.
 
-        Args:
-          parts: An iterator with a `close` method over pytrees of NumPy arrays, whose
-            first axes have length batch_size / number of processes.
-          batch_size: The global batch size.
+        The parts are pytrees of NumPy arrays; the iterator has a `close` method.
         """
         self._parts = parts
         self._place = functools.partial(
@@ -128,11 +117,8 @@ def collect(results: Iterable[PyTree[jax.Array]]) -> list[PyTree[jax.Array]]:
     """Collects the results of compiled calls, with few of them in flight.
 
     JAX dispatches asynchronously: without a limit the inputs of all calls would be in
-    memory at once, and signals would be handled only after the last call.
-
-    Args:
-      results: An iterable of results; the next one is requested when at most
-        `MAX_IN_FLIGHT` are unfinished.
+    memory at once, and signals would be handled only after the last call. The next
+    result is requested when at most `MAX_IN_FLIGHT` are unfinished.
     """
     collected: list[PyTree[jax.Array]] = []
     for result in results:
@@ -151,8 +137,3 @@ def read_memory() -> int | None:
     if own is None or jax.process_count() == 1:
         return own
     return int(multihost_utils.process_allgather(np.asarray(own)).min())
-
-
-def replicate_outputs(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
-    """Replicates results on every device, inside a compiled function."""
-    return jax.lax.with_sharding_constraint(tree, create_replication())

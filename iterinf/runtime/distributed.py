@@ -94,12 +94,6 @@ def ask_first(question: Callable[[], bool]) -> bool:
     return is_any(is_first() and question())
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return str(error).startswith("RESOURCE_EXHAUSTED")
-    return isinstance(error, MemoryError)
-
-
 @contextlib.contextmanager
 def end_on_errors() -> Iterator[None]:
     """Exits with code 1 on an error; errors that a user can fix are one line.
@@ -110,15 +104,17 @@ def end_on_errors() -> Iterator[None]:
         yield
     except Exception as error:
         distributed = jax.distributed.is_initialized()
+        is_jax_error = isinstance(error, jax.errors.JaxRuntimeError)
+        reason = (str(error) or repr(error)).splitlines()[0]
         if isinstance(error, UserError):
             message = f"iterinf: {error}"
-        elif _is_out_of_memory(error):
-            reason = (str(error) or repr(error)).splitlines()[0]
+        elif isinstance(error, MemoryError) or (
+            is_jax_error and reason.startswith("RESOURCE_EXHAUSTED")
+        ):
             message = f"iterinf: out of memory: {reason}; {_ADVICE}"
         elif not distributed:
             raise
-        elif isinstance(error, jax.errors.JaxRuntimeError):
-            reason = str(error).splitlines()[0]
+        elif is_jax_error:
             message = (
                 "iterinf: lost a peer process; restart all processes with the same "
                 f"commands to resume ({reason})"

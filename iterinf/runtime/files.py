@@ -9,7 +9,6 @@ import fcntl
 import io
 import json
 import os
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,18 +40,11 @@ def write_in_parts(
       paths: The files.
       parts: Successive contents by file; every process iterates over them.
     """
-    with _write_first() as writes:
-        if writes:
-            _write_in_parts(paths, parts)
-        else:
-            collections.deque(parts, maxlen=0)
-
-
-@contextlib.contextmanager
-def _write_first() -> Iterator[bool]:
-    """Yields whether this process writes; all processes wait before and after."""
     wait_for_all("before writing")
-    yield is_first()
+    if is_first():
+        _write_in_parts(paths, parts)
+    else:
+        collections.deque(parts, maxlen=0)
     wait_for_all("after writing")
 
 
@@ -82,15 +74,8 @@ def _write_in_parts(
         ) from error
     finally:
         for leftover in temporary.values():
-            _remove(leftover)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file if possible; the next run overwrites one that remains."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass
+            with contextlib.suppress(OSError):  # the next run overwrites it
+                leftover.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -99,16 +84,11 @@ def append_line(path: Path, line: str) -> None:
     Raises:
       UserError: If writing fails; the file may then end with a partial line.
     """
-    with _write_first() as writes:
-        if not writes:
-            return
-        try:
-            with path.open("a") as file:
-                file.write(f"{line}\n")
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}"
-            ) from error
+    wait_for_all("before writing")
+    if is_first():
+        with _explain_errors(f"cannot write {path}"), path.open("a") as file:
+            file.write(f"{line}\n")
+    wait_for_all("after writing")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -139,24 +119,15 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads an .npz file without pickle.
-
-    Raises:
-      ValueError: If it is not an .npz file, or holds objects other than arrays.
-    """
-    with path.open("rb") as stream:
-        if not zipfile.is_zipfile(stream):
-            raise ValueError("not a zip archive")
-        with np.load(stream, allow_pickle=False) as file:
-            return dict(file)
+    """Reads an .npz file without pickle."""
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return dict(file)
 
 
 def create_folder(folder: Path) -> None:
     """Creates a folder and its parents if they do not exist."""
-    try:
+    with _explain_errors(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -167,10 +138,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
       UserError: If another process holds the lock, or the folder is not writable.
     """
     create_folder(folder)
-    try:
+    with _explain_errors(f"cannot write to {folder}"):
         file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,3 +149,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 "choose another workdir"
             ) from error
         yield
+
+
+@contextlib.contextmanager
+def _explain_errors(failure: str) -> Iterator[None]:
+    """Converts an OSError to a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{failure}: {error.strerror or error}") from error
