@@ -76,33 +76,37 @@ def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
       UserError: if the file cannot be read, or an array is missing or of another shape
         than the network's.
     """
-    arrays = _read_arrays(pathlib.Path(path))
-    if any(name.startswith(_OWN) for name in arrays):
-        return {
+    with _explain_errors(pathlib.Path(path)):
+        arrays = _read_arrays(pathlib.Path(path))
+        own = {
             name.removeprefix(_OWN): array
             for name, array in arrays.items()
             if name.startswith(_OWN)
         }
-    if isinstance(segmenter, FCN8):
-        return dict(_convert_vgg16(arrays, path))
-    if isinstance(segmenter, FCDenseNet):
-        return dict(_convert_fc_densenet(arrays, segmenter, path))
-    name = type(segmenter).__name__
-    raise UserError(f"{path}: there is no converter to a {name}")
+        if own:
+            return own
+        if isinstance(segmenter, FCN8):
+            converted = _convert_vgg16(arrays)
+        elif isinstance(segmenter, FCDenseNet):
+            converted = _convert_fc_densenet(arrays, segmenter)
+        else:
+            name = type(segmenter).__name__
+            raise UserError(f"{path}: there is no converter to a {name}")
+        return {name: array.astype(np.float32) for name, array in converted}
 
 
 def replace_parameters(
     params: Mapping[str, Any], found: Mapping[str, np.ndarray], path: str
 ) -> dict[str, Any]:
-    """Puts arrays in the place of a network's own.
+    """Replaces a network's parameters by the arrays found in a file.
 
     Args:
-      params: nested, of the network.
-      found: arrays by their path in it, e.g. conv1_1/kernel.
-      path: of the file, for the error.
+      params: Parameters, nested.
+      found: Arrays by their path in `params`, e.g. conv1_1/kernel.
+      path: The file, for the error message.
 
     Raises:
-      UserError: if one is of another shape, or of a network with other layers.
+      UserError: If an array has another shape, or belongs to another network.
     """
     flat = flatten_dict(params, sep="/")
     for name, array in found.items():
@@ -120,13 +124,7 @@ def replace_parameters(
 def describe_replaced(
     params: Mapping[str, Any], found: Mapping[str, np.ndarray], path: str
 ) -> str:
-    """Says which layers start from a file of weights, and which from scratch.
-
-    Args:
-      params: nested, of the network.
-      found: as for `replace_parameters`.
-      path: of the file.
-    """
+    """Says which layers start from a file of weights, and which from scratch."""
     layers = dict.fromkeys(
         name.rpartition("/")[0] for name in flatten_dict(params, sep="/")
     )
@@ -139,98 +137,93 @@ def describe_replaced(
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if path.suffix in (".pth", ".pt"):
-        return _read_torch_file(path)
-    if path.suffix not in (".npz", ".safetensors"):
-        raise UserError(
-            f"cannot tell what {path} is, expected .pth, .pt, .safetensors or .npz"
-        )
-    with _explain_errors(path):
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+    """Reads the arrays of a file; no code in the file runs."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    if path.suffix == ".safetensors":
         from safetensors.numpy import load_file
 
         return load_file(path)
-
-
-def _read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a state dict; no code in the file runs."""
-    try:
+    if path.suffix in (".pth", ".pt"):
         import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path} needs PyTorch (pip install torch); or convert it where that is "
-            'installed: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path}', weights_only=True), "
-            f"'{path.with_suffix('.safetensors')}')\""
-        ) from error
-    try:
+
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.float().numpy() for name, tensor in tensors.items()}
-    except Exception as error:  # of many kinds, by what is wrong with the file
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot read {path} as a state dict: {reason}") from error
+    raise UserError(
+        f"cannot tell what {path} is, expected .pth, .pt, .safetensors or .npz"
+    )
 
 
 @contextlib.contextmanager
 def _explain_errors(path: pathlib.Path) -> Iterator[None]:
+    """Converts the errors of three readers, which document none, to UserError."""
     try:
         yield
+    except UserError:
+        raise
     except ImportError as error:
+        advice = ""
+        if error.name == "torch":
+            advice = (
+                "; or convert it where that is installed: "
+                'python -c "import torch, safetensors.torch as s; '
+                f"s.save_file(torch.load('{path}', weights_only=True), "
+                f"'{path.with_suffix('.safetensors')}')\""
+            )
         raise UserError(
-            f"{path} needs the package safetensors: pip install safetensors"
+            f"{path} needs a package: pip install {error.name}{advice}"
         ) from error
+    except KeyError as error:
+        raise UserError(f"{path} has no array {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # of two readers, which document none
-        raise UserError(f"{path} holds no arrays that can be read: {error}") from error
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{path} does not hold the weights: {reason}") from error
 
 
 def _convert_vgg16(
-    arrays: Mapping[str, np.ndarray], path: str
+    arrays: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """fc6 and fc7 were matrices [out, in]: of the 7x7x512 grid, and of fc6."""
+    """Converts convolutions, and the matrices [out, in] of fc6 and fc7, if present.
+
+    fc6 was a matrix that read the 7x7x512 grid, and fc7 one that read fc6.
+    """
     for ours, theirs in _VGG16.items():
-        kernel = _take(arrays, f"features.{theirs}.weight", path, ndim=4)
-        yield f"{ours}/kernel", kernel.transpose(_FROM_TORCH)
-        yield f"{ours}/bias", _take(arrays, f"features.{theirs}.bias", path, ndim=1)
+        yield (
+            f"{ours}/kernel",
+            arrays[f"features.{theirs}.weight"].transpose(_FROM_TORCH),
+        )
+        yield f"{ours}/bias", arrays[f"features.{theirs}.bias"]
     if not any(name.startswith("classifier.") for name in arrays):
-        return  # convolutions alone: fc6 and fc7 start fresh
+        return
     for ours, theirs, size in (("fc6", 0, 7), ("fc7", 3, 1)):
-        kernel = _take(arrays, f"classifier.{theirs}.weight", path, ndim=2)
-        if kernel.shape[1] % size**2:
-            raise UserError(
-                f"{path}: classifier.{theirs}.weight is {list(kernel.shape)}, expected "
-                f"a multiple of {size**2} columns"
-            )
-        grid = kernel.reshape(len(kernel), -1, size, size)
+        matrix = arrays[f"classifier.{theirs}.weight"]
+        grid = matrix.reshape(len(matrix), -1, size, size)
         yield f"{ours}/kernel", grid.transpose(_FROM_TORCH)
-        yield f"{ours}/bias", _take(arrays, f"classifier.{theirs}.bias", path, ndim=1)
+        yield f"{ours}/bias", arrays[f"classifier.{theirs}.bias"]
 
 
 def _convert_fc_densenet(
-    arrays: Mapping[str, np.ndarray], segmenter: FCDenseNet, path: str
+    arrays: Mapping[str, np.ndarray], segmenter: FCDenseNet
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Takes arr_0, arr_1, ... in the order in which the network runs."""
     layers = list(_list_fc_densenet_layers(segmenter))
     expected = sum(6 if kind == "layer" else 2 for _, kind in layers)
     if len(arrays) != expected:
-        raise UserError(f"{path} holds {len(arrays)} arrays, expected {expected}")
-    order = iter(range(expected))
-
-    def take(ndim: int) -> np.ndarray:
-        return _take(arrays, f"arr_{next(order)}", path, ndim=ndim)
-
+        raise ValueError(f"{len(arrays)} arrays, expected {expected}")
+    ordered = (arrays[f"arr_{i}"] for i in range(expected))
     for name, kind in layers:
+        module = name
         if kind == "layer":
-            yield f"{name}/bias", take(1)
-            yield f"{name}/scale", take(1)
-            take(1), take(1)  # mean and inverse deviation, never updated there
-        module = f"{name}/conv" if kind == "layer" else name
+            module = f"{name}/conv"
+            yield f"{name}/bias", next(ordered)
+            yield f"{name}/scale", next(ordered)
+            next(ordered), next(ordered)  # mean, inverse deviation: never updated
         axes = (2, 3, 0, 1) if kind == "upsampling" else _FROM_TORCH
-        yield f"{module}/kernel", take(4).transpose(axes)
-        yield f"{module}/bias", take(1)
+        yield f"{module}/kernel", next(ordered).transpose(axes)
+        yield f"{module}/bias", next(ordered)
 
 
 def _list_fc_densenet_layers(segmenter: FCDenseNet) -> Iterator[tuple[str, str]]:
@@ -249,14 +242,3 @@ def _list_fc_densenet_layers(segmenter: FCDenseNet) -> Iterator[tuple[str, str]]
         yield f"upsampling{level}", "upsampling"
         yield from list_block(f"up{level}", num_layers)
     yield "score", "convolution"
-
-
-def _take(
-    arrays: Mapping[str, np.ndarray], name: str, path: str, *, ndim: int
-) -> np.ndarray:
-    if name not in arrays:
-        raise UserError(f"{path} has no array {name}")
-    array = np.asarray(arrays[name])
-    if array.ndim != ndim:
-        raise UserError(f"{path}: {name} is {list(array.shape)}, expected {ndim} axes")
-    return array.astype(np.float32)
