@@ -123,6 +123,7 @@ _RULES: dict[str, _Rule] = {
     "num_recycles": _COUNT_OR_ZERO,
     "trace_steps": _COUNT_OR_ZERO,
     "num_images": _COUNT_OR_ZERO,
+    "num_threads": _COUNT_OR_ZERO,
     "learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "sigma": _NOT_NEGATIVE,

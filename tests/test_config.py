@@ -61,6 +61,8 @@ def test_flatten():
         ("refiner.dae_y.objective.cross_entropy", -1.0),
         ("refiner.dae_y.objective.sigma", float("nan")),
         ("seed", -1),
+        ("loader.num_threads", -1),
+        ("segmenter.training.jitter", -1.0),
         ("seed", 2**32),
         ("dtype", "float23"),
         ("dtype", "float16"),

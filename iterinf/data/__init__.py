@@ -42,14 +42,10 @@ def create_dataset(name: str, **options: object) -> Dataset:
         raise UserError(
             f"unknown data set {name!r}, expected one of {', '.join(sorted(DATASETS))}"
         )
-    parameters = inspect.signature(DATASETS[name]).parameters
-    known = ", ".join(parameters)
-    for option in options:
-        if option not in parameters:
-            raise UserError(
-                f"data set {name} has no option {option!r}, expected one of {known}"
-            )
-    for option, parameter in parameters.items():
-        if option not in options and parameter.default is parameter.empty:
-            raise UserError(f"data set {name} needs the option {option!r}")
+    signature = inspect.signature(DATASETS[name])
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters)
+        raise UserError(f"data set {name}: {error}; its options are {known}") from error
     return DATASETS[name](**options)

@@ -8,7 +8,7 @@ Data are stored as array_record files; `as_data_source` keeps the order of recor
 """
 
 import dataclasses
-import functools
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from iterinf.data import camvid_frames as camvid
-from iterinf.data.dataset import Record, Split
+from iterinf.data.dataset import SPLITS, Record, Split
 from iterinf.data.image_io import encode_png
-from iterinf.data.streets import scene
+from iterinf.data.streets.scene import load_streets
 from iterinf.runtime.distributed import is_first, wait_for_all
-
-_SPLITS = ("train", "validation", "test")
 
 
 class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
@@ -34,39 +32,30 @@ class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
         # The library encodes arrays with TensorFlow, but takes bytes as they are.
-        for index, record in enumerate(split):
-            yield (
-                index,
-                {
-                    "image": encode_png(record.image),
-                    "label": encode_png(record.label),
-                    "name": record.name,
-                },
-            )
+        for index, (image, label, name, *_) in enumerate(split):
+            example = {"image": encode_png(image), "label": encode_png(label)}
+            yield index, example | {"name": name}
 
     def _describe(self, size: tuple[int, int]) -> tfds.core.DatasetInfo:
         names = [*camvid.CLASSES, "void"]  # streets has the same classes
+        features = {
+            "image": tfds.features.Image(shape=(*size, 3), encoding_format="png"),
+            "label": tfds.features.LabeledImage(
+                labels=names, shape=(*size, 1), encoding_format="png"
+            ),
+            "name": tfds.features.Text(),
+        }
         return tfds.core.DatasetInfo(
             builder=self,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(names=names, colors=camvid.COLORS.tolist()),
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(*size, 3), encoding_format="png"
-                    ),
-                    "label": tfds.features.LabeledImage(
-                        labels=names, shape=(*size, 1), encoding_format="png"
-                    ),
-                    "name": tfds.features.Text(),
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
         )
 
     def _split_examples(
         self, open_split: Callable[[str], Split]
     ) -> dict[str, Iterator]:
-        return {split: self._generate_examples(open_split(split)) for split in _SPLITS}
+        return {split: self._generate_examples(open_split(split)) for split in SPLITS}
 
 
 class Camvid(_RecordBuilder):
@@ -116,16 +105,9 @@ class Streets(_RecordBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator]:
-        config = self.builder_config
-        dataset = scene.load_streets(
-            seed=config.seed,
-            height=config.height,
-            width=config.width,
-            num_train=config.num_train,
-            num_validation=config.num_validation,
-            num_test=config.num_test,
-        )
-        return self._split_examples(functools.partial(getattr, dataset))
+        names = inspect.signature(load_streets).parameters
+        options = {name: getattr(self.builder_config, name) for name in names}
+        return self._split_examples(load_streets(**options).splits.__getitem__)
 
 
 def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
@@ -143,9 +125,8 @@ def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
     """
     builder = Camvid(data_dir=data_dir or None, file_format="array_record")
     if is_first() and not builder.data_path.exists():
-        open_published = camvid.open_folder(Path(path), scale=1)
-        for split in _SPLITS:  # reports missing files better than the library
-            open_published(split)
+        # Reports a missing or empty folder better than the library.
+        camvid.open_folder(Path(path), scale=1)("train")
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=path)
         )

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from iterinf.data.dataset import Record, Split, format_size
-from iterinf.data.image_io import read_image, read_label
+from iterinf.data.folder import read_record
 from iterinf.errors import UserError
 
 # The class ids of the published label maps; Table 1 has the same order.
@@ -135,14 +135,10 @@ def _list_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 def _read_record(image_path: Path, label_path: Path) -> Record:
     """Reads a frame and checks its size and labels."""
-    image, label = read_image(image_path), read_label(label_path)
-    for path, array in ((image_path, image), (label_path, label)):
-        if array.shape[:2] != SIZE:
-            raise UserError(
-                f"{path} is {format_size(array)}, expected {SIZE[0]}x{SIZE[1]}"
-            )
-    if label.max() > len(CLASSES):
+    k = len(CLASSES)
+    record = read_record(image_path, label_path, ids=range(k), void_id=k)
+    if record.label.shape != SIZE:
         raise UserError(
-            f"{label_path} has label {label.max()}, expected 0..{len(CLASSES)}"
+            f"{image_path} is {format_size(record.label)}, expected {SIZE[0]}x{SIZE[1]}"
         )
-    return Record(image, label.astype(np.uint8), image_path.stem)
+    return record

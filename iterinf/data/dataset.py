@@ -12,6 +12,8 @@ from jaxtyping import Float, UInt8
 from iterinf.errors import UserError
 from iterinf.types import Batch
 
+SPLITS = ("train", "validation", "test")
+
 
 class Record(NamedTuple):
     """One image with its label map."""
@@ -114,11 +116,7 @@ class Dataset(NamedTuple):
     @property
     def splits(self) -> dict[str, Split]:
         """The three splits by name."""
-        return {
-            "train": self.train,
-            "validation": self.validation,
-            "test": self.test,
-        }
+        return {name: getattr(self, name) for name in SPLITS}
 
 
 def stack_records(records: Sequence[Record]) -> Batch:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from iterinf.data.dataset import Dataset, Record, Split, format_size
+from iterinf.data.dataset import SPLITS, Dataset, Record, Split, format_size
 from iterinf.data.image_io import read_image, read_label
 from iterinf.errors import UserError
 
@@ -56,23 +56,18 @@ def load_folder(path: str, *, scale: int = 1, cache: bool = True) -> Dataset:
             "train/, validation/ and test/"
         )
     info = _read_class_info(root / "classes.json")
-    train, validation, test = (
-        _open_split(root / split, info, scale, cache)
-        for split in ("train", "validation", "test")
-    )
-    return Dataset(root.name, info.names, info.colors, train, validation, test)
+    splits = [_open_split(root / split, info, scale, cache) for split in SPLITS]
+    return Dataset(root.name, info.names, info.colors, *splits)
 
 
 def _read_class_info(path: Path) -> _ClassInfo:
     """Reads and checks classes.json."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} (names and colours of the classes) does not exist"
+            f"{path} (names and colours of the classes) cannot be read as JSON: {error}"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or set(content) != _KEYS:
         raise UserError(
             f"{path} is not an object with exactly the keys {', '.join(sorted(_KEYS))}"
@@ -158,7 +153,9 @@ def _open_split(root: Path, info: _ClassInfo, scale: int, cache: bool) -> Split:
         )
     names = sorted(images)
     return Split(
-        lambda index: _read_record(images[names[index]], labels[names[index]], info),
+        lambda index: read_record(
+            images[names[index]], labels[names[index]], info.ids, info.void_id
+        ),
         names,
         range(len(names)),
         scale=scale,
@@ -182,20 +179,27 @@ def _list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return files
 
 
-def _read_record(image_path: Path, label_path: Path, info: _ClassInfo) -> Record:
-    """Reads an image with its label map; void becomes k."""
-    image, ids = read_image(image_path), read_label(label_path)
-    if image.shape[:2] != ids.shape:
+def read_record(
+    image_path: Path, label_path: Path, ids: Sequence[int], void_id: int
+) -> Record:
+    """Reads an image with its label map, whose ids become 0..k-1, and void k.
+
+    Raises:
+      UserError: If a file is invalid, their sizes differ, or a label is unknown.
+    """
+    image, label = read_image(image_path), read_label(label_path)
+    if image.shape[:2] != label.shape:
         raise UserError(
             f"{image_path} is {format_size(image)} but {label_path} is "
-            f"{format_size(ids)}, expected equal sizes"
+            f"{format_size(label)}, expected equal sizes"
         )
-    unknown = ids[~np.isin(ids, (*info.ids, info.void_id))]
+    known = [*ids, void_id]
+    unknown = label[~np.isin(label, known)]
     if unknown.size:
         raise UserError(
-            f"{label_path} has label {unknown[0]}, expected {_list_ids(info.ids)} or "
-            f"{info.void_id} (void)"
+            f"{label_path} has label {unknown[0]}, expected {_list_ids(ids)} or "
+            f"{void_id} (void)"
         )
-    places = np.zeros(MAX_ID + 1, np.uint8)
-    places[[*info.ids, info.void_id]] = np.arange(len(info.ids) + 1)
-    return Record(image, places[ids], image_path.stem)
+    indices = np.zeros(MAX_ID + 1, np.uint8)
+    indices[known] = np.arange(len(known))
+    return Record(image, indices[label], image_path.stem)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,27 +75,11 @@ def make_train_batches(
       [0, 1], labels int32. Its `close()` stops the threads.
 
     Raises:
-      UserError: If the split is empty or an argument is out of range; when iterating,
-        if a crop is larger than its image, images of a batch differ in size, or a file
-        is invalid.
+      UserError: If the split is empty; when iterating, if a crop is larger than its
+        image, images of a batch differ in size, or a file is invalid.
     """
     if not len(split):
         raise UserError("the training split is empty, expected at least one record")
-    for name, value, low, high in (
-        ("batch_size", batch_size, 1, math.inf),
-        ("flip_probability", flip_probability, 0, 1),
-        ("jitter", jitter, 0, math.inf),
-        ("seed", seed, 0, 2**32 - 1),
-        ("num_threads", num_threads, 0, math.inf),
-        ("first_batch", first_batch, 0, math.inf),
-    ):
-        if not low <= value <= high:
-            raise UserError(f"{name} is {value}, expected a value in [{low}, {high}]")
-    if batch_size % num_processes:
-        raise UserError(
-            f"batch_size is {batch_size}, expected a multiple of the number of "
-            f"processes ({num_processes})"
-        )
     batches = (
         grain.MapDataset.source(split)
         .seed(seed)

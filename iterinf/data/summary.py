@@ -23,14 +23,10 @@ class SplitSummary(NamedTuple):
     pixels: Int[np.ndarray, "n c"]  # pixels per image and class; the last is void
 
     @property
-    def num_labelled(self) -> int:
-        """The number of pixels that are not void."""
-        return int(self.pixels[:, :-1].sum())
-
-    @property
     def shares(self) -> Float[np.ndarray, " k"]:
         """The share of the labelled pixels per class; zeros if all pixels are void."""
-        return self.pixels[:, :-1].sum(axis=0) / max(self.num_labelled, 1)
+        labelled = self.pixels[:, :-1].sum(axis=0)
+        return labelled / max(labelled.sum(), 1)
 
     @property
     def void_share(self) -> float:
@@ -62,13 +58,8 @@ def check_dataset(
     problems: list[str] = []
     splits = dataset.splits
     summaries = {}
-    with create_bar(
-        f"checking {dataset.name}",
-        sum(map(len, splits.values())),
-        "image",
-        show=show_progress,
-        delay=2.0,
-    ) as bar:
+    title, total = f"checking {dataset.name}", sum(map(len, splits.values()))
+    with create_bar(title, total, "image", show=show_progress, delay=2.0) as bar:
         for name, split in splits.items():
             records = _read_records(split, bar, problems, one_size=name != "train")
             summaries[name] = count_records(records, dataset.num_classes)
@@ -113,26 +104,14 @@ def count_records(records: Iterable[Record], num_classes: int) -> SplitSummary:
 def list_warnings(
     summaries: Mapping[str, SplitSummary], classes: Sequence[str]
 ) -> list[str]:
-    """Lists warnings about data that is valid but unusual.
-
-    Args:
-      summaries: The statistics by split.
-      classes: The k class names.
-    """
+    """Lists warnings about data that is valid but unusual, from summaries by split."""
     warnings = []
     for split, counted in summaries.items():
-        absent = [
-            name
-            for name, share in zip(classes, counted.shares, strict=True)
-            if not share
-        ]
+        shares = dict(zip(classes, counted.shares, strict=True))
+        absent = [name for name, share in shares.items() if share == 0]
+        rare = [name for name, share in shares.items() if 0 < share < RARE_SHARE]
         if absent:
             warnings.append(f"{split} has no pixels of {_list_names(absent)}.")
-        rare = [
-            name
-            for name, share in zip(classes, counted.shares, strict=True)
-            if 0 < share < RARE_SHARE
-        ]
         if rare:
             warnings.append(
                 f"{_list_names(rare)}: less than {RARE_SHARE:.1%} of the labelled "

@@ -171,7 +171,7 @@ def test_two_images_of_one_name(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (None, "classes.json .*does not exist"),
+        (None, "classes.json .*No such file"),
         ("{", "classes.json .*JSON"),
         ([], "keys classes, void_color, void_id"),
         ({"classes": []}, "'classes' .* 1 to 254"),
@@ -259,8 +259,8 @@ def test_create_dataset_names_what_is_wrong(folder):
     )
     with pytest.raises(UserError, match="'kitti'.* camvid, folder, streets"):
         create_dataset("kitti")
-    message = "folder .*'scael'.* path, scale, cache"
+    message = "folder: .*'scael'.* path, scale, cache"
     with pytest.raises(UserError, match=message):
         create_dataset("folder", path=str(folder), scael=2)
-    with pytest.raises(UserError, match="folder .*'path'"):
+    with pytest.raises(UserError, match="folder: .*'path'"):
         create_dataset("folder")

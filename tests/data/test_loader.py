@@ -124,22 +124,6 @@ def test_closed_iterators_leave_no_thread():
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"flip_probability": 1.5}, "flip_probability is 1.5"),
-        ({"jitter": -1.0}, "jitter is -1.0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"num_threads": -1}, "num_threads is -1"),
-        ({"first_batch": -1}, "first_batch is -1"),
-    ],
-)
-def test_wrong_argument(change, message):
-    with pytest.raises(UserError, match=message):
-        make_train_batches(make_split(3), **{**OPTIONS, **change})
-
-
 def test_empty_split():
     with pytest.raises(UserError, match="training split is empty"):
         make_train_batches(make_split(0), **OPTIONS)

@@ -177,8 +177,3 @@ def test_splits_are_disjoint_and_stable():
 def test_bad_option_is_named(option, value):
     with pytest.raises(UserError, match=f"{option} of streets is {value}, expected"):
         load_streets(**{option: value})
-
-
-def test_bad_scene_size_is_named():
-    with pytest.raises(UserError, match="height of streets is 31, expected"):
-        generate_scene(0, 0, 31, 64)

@@ -197,10 +197,6 @@ class Sprite:
         dx, dy = (self.x - x) / across, (self.y - y) / up
         return dx * dx + dy * dy
 
-    def local(self, field: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "bh bw"]:
-        """Crops a field of the canvas to the window."""
-        return field[self.window]
-
     def paint(
         self,
         mask: Bool[np.ndarray, "bh bw"],
@@ -220,4 +216,4 @@ class Sprite:
 
     def mark(self, mask: Bool[np.ndarray, "bh bw"]) -> None:
         """Labels a mask of the window without painting it."""
-        np.copyto(self.canvas.label[self.window], np.uint8(self.class_id), where=mask)
+        self.canvas.label[self.window][mask] = self.class_id

@@ -53,11 +53,11 @@ def _draw_tree(canvas: Canvas, x: float, scale: float) -> None:
     high, radius = canvas.uniform(3.5, 6.5), canvas.uniform(1.3, 2.8)
     sprite = Sprite(canvas, TREE, x, scale, 1.5 * radius, high + 1.5 * radius)
     sprite.paint(sprite.bar(0, canvas.uniform(0.2, 0.45), 0, high), canvas.color(_BARK))
-    ragged = 1.1 * sprite.local(canvas.blotches) + 0.9 * sprite.local(canvas.leaves)
+    ragged = (1.1 * canvas.blotches + 0.9 * canvas.leaves)[sprite.window]
     crown = sprite.ellipse(0, high, radius, radius * canvas.uniform(0.8, 1.2))
     crown = crown + ragged < 1.9
     sprite.mark(crown)
-    crown &= sprite.local(canvas.texture) > -0.6
+    crown &= canvas.texture[sprite.window] > -0.6
     sprite.paint(crown, canvas.color(LEAVES), texture=0.3)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from iterinf.data.camvid_frames import CLASSES, COLORS
-from iterinf.data.dataset import Dataset, Record, Split
+from iterinf.data.dataset import SPLITS, Dataset, Record, Split
 from iterinf.data.streets.canvas import (
     BUILDING,
     CAMERA_HEIGHT,
@@ -32,7 +32,6 @@ from iterinf.errors import UserError
 SPLIT_STRIDE = 1_000_000  # the scenes of split i start at i * SPLIT_STRIDE
 _RANGES = {
     "seed": (0, 2**32 - 1),
-    "index": (0, 2**32 - 1),
     "height": (32, 4096),
     "width": (32, 4096),
     "num_train": (1, SPLIT_STRIDE),
@@ -75,11 +74,7 @@ def generate_scene(
 
     Returns:
       The RGB image and its labels 0..11; 11 is void.
-
-    Raises:
-      UserError: If an argument is out of range.
     """
-    _check_numbers(seed=seed, index=index, height=height, width=width)
     stream = np.random.SeedSequence([seed, index])
     canvas = Canvas(np.random.Generator(np.random.PCG64(stream)), height, width)
     _draw_sky(canvas)
@@ -111,34 +106,25 @@ def load_streets(
     Raises:
       UserError: If an option is out of range.
     """
-    _check_numbers(seed=seed, height=height, width=width)
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
-    splits = []
-    for number, (name, count) in enumerate(counts.items()):
-        _check_numbers(**{f"num_{name}": count})
-        splits.append(
-            _open_split(seed, name, number * SPLIT_STRIDE, count, height, width)
-        )
-    return Dataset("streets", CLASSES, COLORS, *splits)
-
-
-def _check_numbers(**numbers: int) -> None:
-    for key, value in numbers.items():
+    options = {"seed": seed, "height": height, "width": width}
+    options |= {f"num_{name}": count for name, count in counts.items()}
+    for key, value in options.items():
         least, most = _RANGES[key]
         if not least <= value <= most:
             raise UserError(f"{key} of streets is {value}, expected {least}..{most}")
 
+    def open_split(name: str, start: int) -> Split:
+        names = [f"streets_{seed}_{name}_{i:06d}" for i in range(counts[name])]
 
-def _open_split(
-    seed: int, name: str, start: int, count: int, height: int, width: int
-) -> Split:
-    names = [f"streets_{seed}_{name}_{i:06d}" for i in range(count)]
+        def read(position: int) -> Record:
+            scene = generate_scene(seed, start + position, height, width)
+            return Record(*scene, names[position])
 
-    def read(position: int) -> Record:
-        scene = generate_scene(seed, start + position, height, width)
-        return Record(*scene, names[position])
+        return Split(read, names, range(len(names)))
 
-    return Split(read, names, range(count))
+    splits = [open_split(name, i * SPLIT_STRIDE) for i, name in enumerate(SPLITS)]
+    return Dataset("streets", CLASSES, COLORS, *splits)
 
 
 def _draw_sky(canvas: Canvas) -> None:
@@ -248,7 +234,7 @@ def _draw_fence(canvas: Canvas) -> None:
     posts, rails = depth / period, (up / top) * canvas.count(2, 4) + 0.3
     bars = (posts - np.floor(posts) < 0.45) | (rails - np.floor(rails) < 0.3)
     canvas.paint(solid & bars, canvas.color(_RAILS), fades=True)
-    np.copyto(canvas.label, np.uint8(FENCE), where=solid)
+    canvas.label[solid] = FENCE
 
 
 def _draw_hood(canvas: Canvas) -> None:
