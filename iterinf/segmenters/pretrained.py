@@ -18,22 +18,9 @@ from iterinf.errors import UserError
 from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
 
-# Convolutions of VGG16 in torchvision's `features`, in order.
-_VGG16 = {
-    "conv1_1": 0,
-    "conv1_2": 2,
-    "conv2_1": 5,
-    "conv2_2": 7,
-    "conv3_1": 10,
-    "conv3_2": 12,
-    "conv3_3": 14,
-    "conv4_1": 17,
-    "conv4_2": 19,
-    "conv4_3": 21,
-    "conv5_1": 24,
-    "conv5_2": 26,
-    "conv5_3": 28,
-}
+# Of each block of VGG16: the index of its first convolution in torchvision's
+# `features`, and the number of its convolutions; a ReLU follows each.
+_VGG16_BLOCKS = ((0, 2), (5, 2), (10, 3), (17, 3), (24, 3))
 _FROM_TORCH = (2, 3, 1, 0)  # kernel [out, in, h, w] -> [h, w, in, out]
 _OWN = "segmenter/params/"  # how names in exported files begin
 # What the images were normalised by when VGG16 was trained; RGB in [0, 1].
@@ -190,19 +177,19 @@ def _convert_vgg16(
 
     fc6 was a matrix that read the 7x7x512 grid, and fc7 one that read fc6.
     """
-    for ours, theirs in _VGG16.items():
-        yield (
-            f"{ours}/kernel",
-            arrays[f"features.{theirs}.weight"].transpose(_FROM_TORCH),
-        )
-        yield f"{ours}/bias", arrays[f"features.{theirs}.bias"]
+    for block, (first, count) in enumerate(_VGG16_BLOCKS, start=1):
+        for i in range(count):
+            ours, theirs = f"conv{block}_{i + 1}", f"features.{first + 2 * i}"
+            kernel = arrays[f"{theirs}.weight"]
+            yield f"{ours}/kernel", kernel.transpose(_FROM_TORCH)
+            yield f"{ours}/bias", arrays[f"{theirs}.bias"]
     if not any(name.startswith("classifier.") for name in arrays):
         return
-    for ours, theirs, size in (("fc6", 0, 7), ("fc7", 3, 1)):
-        matrix = arrays[f"classifier.{theirs}.weight"]
+    for ours, index, size in (("fc6", 0, 7), ("fc7", 3, 1)):
+        matrix = arrays[f"classifier.{index}.weight"]
         grid = matrix.reshape(len(matrix), -1, size, size)
         yield f"{ours}/kernel", grid.transpose(_FROM_TORCH)
-        yield f"{ours}/bias", arrays[f"classifier.{theirs}.bias"]
+        yield f"{ours}/bias", arrays[f"classifier.{index}.bias"]
 
 
 def _convert_fc_densenet(

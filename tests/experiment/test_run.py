@@ -21,8 +21,8 @@ from iterinf.report.trajectories import unpack_maps
 from iterinf.runtime.files import read_arrays, write_arrays
 from tests import tiny
 from tests.browser import open_page
+from tests.fixtures.vgg16 import make_vgg16
 from tests.report.test_html import read_document
-from tests.segmenters.test_pretrained import make_vgg16
 
 pytestmark = pytest.mark.slow
 

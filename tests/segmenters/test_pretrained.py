@@ -17,28 +17,12 @@ from iterinf.segmenters.pretrained import (
     replace_parameters,
 )
 from iterinf.workdir import keep_input, match_input
-from tests.segmenters.test_fc_densenet import BY_PYTORCH, create_narrow, load_variables
-
-WIDTHS = (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8)  # of VGG16's convolutions, by 64
+from tests.fixtures.fc_densenet import BY_PYTORCH, create_narrow, load_variables
+from tests.fixtures.vgg16 import make_vgg16
 
 
 def create_fcn8():
     return iterinf.create_segmenter("fcn8", num_classes=3, width=1 / 64, padding="same")
-
-
-def make_vgg16(rng, widening=1):
-    """A VGG16 of a 64th of the width, or more, in torchvision's names."""
-    arrays, before = {}, 3
-    places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
-    for place, width in zip(places, widening * np.array(WIDTHS), strict=True):
-        arrays[f"features.{place}.weight"] = rng.normal(size=(width, before, 3, 3))
-        arrays[f"features.{place}.bias"] = rng.normal(size=width)
-        before = width
-    n = 64 * widening
-    for place, shape in ((0, (n, before * 49)), (3, (n, n)), (6, (1000, n))):
-        arrays[f"classifier.{place}.weight"] = rng.normal(size=shape)
-        arrays[f"classifier.{place}.bias"] = rng.normal(size=shape[0])
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def write(path, arrays):
