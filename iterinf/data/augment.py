@@ -68,14 +68,10 @@ def jitter_color(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Changes gamma, brightness, contrast and saturation, in this order.
 
-    Each has its own factor 2^u with u uniform in [-strength, strength]. The factors
-    scale the exponent of the image in [0, 1], the image, its difference from its mean,
-    and the difference of each pixel from its grey value. The result is clipped.
-
-    Args:
-      image: The RGB image.
-      rng: The generator of the four factors.
-      strength: The range of u, in octaves; .25 is mild, 1 strong, 0 the identity.
+    Each has its own factor 2^u with u uniform in [-strength, strength] (.25 is mild, 1
+    strong, 0 the identity). The factors scale the exponent of the image in [0, 1], the
+    image, its difference from its mean, and the difference of each pixel from its grey
+    value. The result is clipped.
     """
     gamma, brightness, contrast, saturation = np.exp2(
         rng.uniform(-strength, strength, 4)

@@ -113,12 +113,8 @@ class Streets(_RecordBuilder):
 def open_camvid(path: str, data_dir: str, scale: int) -> Callable[[str], Split]:
     """Returns the function that opens a split of CamVid's tensorflow-datasets copy.
 
-    The first process prepares a missing copy from the folder at `path`.
-
-    Args:
-      path: The published folder; unused once the copy is prepared.
-      data_dir: The tensorflow-datasets folder; "" is the library's default.
-      scale: The integer factor by which frames are downsampled.
+    The first process prepares a missing copy from the folder at `path`. The arguments
+    are those of `load_camvid`.
 
     Raises:
       UserError: If the published folder is needed but missing or invalid.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from iterinf.data.camvid_frames import CLASSES, COLORS, find_clip, open_folder
-from iterinf.data.dataset import Dataset, Split
+from iterinf.data.dataset import Dataset
 from iterinf.errors import UserError
 
 
@@ -41,20 +41,14 @@ def load_camvid(
         raise UserError(f"source of camvid is {source!r}, expected 'folder' or 'tfds'")
     train, validation = open_split("train"), open_split("validation")
     if holdout_clip:
-        train, test = _split_off_clip(train, holdout_clip)
+        clips = [find_clip(name) for name in train.names]
+        if holdout_clip not in clips:
+            known = ", ".join(sorted(set(clips)))
+            raise UserError(
+                f"holdout_clip is {holdout_clip!r}, expected one of {known}"
+            )
+        test = train.subset([i for i, c in enumerate(clips) if c == holdout_clip])
+        train = train.subset([i for i, c in enumerate(clips) if c != holdout_clip])
     else:
         test = open_split("test")
     return Dataset("camvid", CLASSES, COLORS, train, validation, test)
-
-
-def _split_off_clip(train: Split, clip: str) -> tuple[Split, Split]:
-    """Splits the training frames into those of other clips and those of `clip`."""
-    clips = [find_clip(name) for name in train.names]
-    if clip not in clips:
-        known = ", ".join(sorted(set(clips)))
-        raise UserError(f"holdout_clip is {clip!r}, expected one of {known}")
-    held_out = [i for i, name in enumerate(clips) if name == clip]
-    return (
-        train.subset([i for i, name in enumerate(clips) if name != clip]),
-        train.subset(held_out),
-    )

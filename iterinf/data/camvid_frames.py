@@ -7,7 +7,7 @@ from one of these, test frames from one of these and one more.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -54,7 +54,7 @@ BLOCK_LENGTH = 10  # frames
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
-def assign_blocks(names: tuple[str, ...] | list[str]) -> list[int]:
+def assign_blocks(names: Sequence[str]) -> list[int]:
     """Assigns frames to bootstrap blocks of 10 consecutive frames of a clip.
 
     The last block of a clip may be shorter.
@@ -77,10 +77,6 @@ def find_clip(name: str) -> str:
 
 def open_folder(root: Path, scale: int) -> Callable[[str], Split]:
     """Returns the function that opens a split of the published folder.
-
-    Args:
-      root: The folder.
-      scale: The integer factor by which frames are downsampled.
 
     Raises:
       UserError: If the folder does not exist; when a split is opened, if its files
@@ -110,27 +106,18 @@ def _list_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     listing = root / f"{_FOLDERS[split]}.txt"
     if not listing.is_file():
         raise UserError(f"{listing} (CamVid's list of {split} frames) does not exist")
-    pairs = []
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        # A line has two paths that always start with /SegNet/CamVid/.
-        words = [PurePosixPath(word) for word in line.split()]
-        if len(words) != 2:
-            raise UserError(
-                f"line {number} of {listing} has {len(words)} paths, expected 2 (image "
-                "and label map)"
-            )
-        image, label = (root / word.parent.name / word.name for word in words)
-        for file, other in ((image, label), (label, image)):
-            if not file.is_file():
-                raise UserError(f"{file} does not exist; {other} has no counterpart")
-        pairs.append((image, label))
-    if len(pairs) != COUNTS[split]:
+    # A line has the paths of an image and its label map, below /SegNet/CamVid/.
+    words = [PurePosixPath(word) for word in listing.read_text().split()]
+    if len(words) != 2 * COUNTS[split]:
         raise UserError(
-            f"{listing} lists {len(pairs)} frames, expected {COUNTS[split]}"
+            f"{listing} lists {len(words)} paths, expected {2 * COUNTS[split]} (image "
+            "and label map on each line)"
         )
-    return pairs
+    paths = [root / word.parent.name / word.name for word in words]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist, but {listing} lists it")
+    return list(zip(paths[::2], paths[1::2], strict=True))
 
 
 def _read_record(image_path: Path, label_path: Path) -> Record:

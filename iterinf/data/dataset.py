@@ -46,10 +46,9 @@ class Split:
         Args:
           read: A function from a position to the full-size record.
           names: The names of the records.
-          blocks: The bootstrap blocks of the records. Records of a block are resampled
+          blocks: The bootstrap block of each record. Records of a block are resampled
             together, since neighbouring frames of a clip are correlated.
-          scale: The integer factor by which records are downsampled (see
-            `shrink_record`).
+          scale: The integer factor of `shrink_record`.
           cache: Whether to keep decoded records in memory.
         """
         if not isinstance(scale, int) or isinstance(scale, bool) or scale < 1:
@@ -84,11 +83,10 @@ class Split:
 
     def subset(self, indices: Sequence[int]) -> "Split":
         """Returns the split of the records at `indices`, in that order."""
-        chosen = [range(len(self))[index] for index in indices]
         return Split(
-            lambda index: self[chosen[index]],
-            [self.names[index] for index in chosen],
-            [self.blocks[index] for index in chosen],
+            lambda index: self[indices[index]],
+            [self.names[index] for index in indices],
+            [self.blocks[index] for index in indices],
             cache=False,  # self has one
         )
 
@@ -120,10 +118,7 @@ class Dataset(NamedTuple):
 
 
 def stack_records(records: Sequence[Record]) -> Batch:
-    """Stacks records of one size.
-
-    Returns:
-      A batch of NumPy arrays; images and label maps are uint8.
+    """Stacks records of one size into a batch of NumPy arrays, images in uint8.
 
     Raises:
       UserError: If there are no records, or their sizes differ.

@@ -13,7 +13,6 @@ float32.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -35,10 +34,6 @@ def find_stride(outputs: Iterable[str]) -> int:
 
 def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
     """Adds precomputed outputs to every record; files are read lazily.
-
-    Args:
-      dataset: The data set that the network ran on.
-      folder: The folder of outputs, laid out as above.
 
     Raises:
       UserError: If a file is missing; when a record is read, if its file is invalid.
@@ -63,8 +58,8 @@ def add_outputs(dataset: Dataset, folder: Path) -> Dataset:
 
         return Split(read, split.names, split.blocks, cache=False)
 
-    splits: dict[str, Any] = dataset.splits
-    return dataset._replace(**{name: wrap(splits[name], name) for name in splits})
+    splits = [wrap(split, name) for name, split in dataset.splits.items()]
+    return Dataset(dataset.name, dataset.classes, dataset.colors, *splits)
 
 
 def find_file(folder: Path, name: str) -> Path:
@@ -103,16 +98,10 @@ def read_outputs(path: Path) -> Outputs:
 def check_outputs(
     source: str, outputs: Outputs, size: tuple[int, ...], num_classes: int
 ) -> None:
-    """Checks the shapes and values of outputs.
-
-    Args:
-      source: The path or name of the outputs, for error messages.
-      outputs: The arrays by name, a key of STRIDES.
-      size: The height and width of the image.
-      num_classes: The number of classes.
+    """Checks the shapes and values of outputs for an image of this height and width.
 
     Raises:
-      UserError: If an array is invalid; names it.
+      UserError: If an array is invalid; names it and the source.
     """
     for name, array in outputs.items():
         cells = tuple(length // STRIDES[name] for length in size)

@@ -141,26 +141,19 @@ def _open_split(root: Path, info: _ClassInfo, scale: int, cache: bool) -> Split:
     labels = _list_files(root / "labels", (".png",))
     if not images:
         raise UserError(f"{root / 'images'} has no .png or .jpg images")
-    for name in sorted(images.keys() ^ labels.keys()):
-        if name in images:
-            raise UserError(
-                f"{images[name]} has no label map, expected "
-                f"{root / 'labels' / name}.png (JPEG would change the ids)"
-            )
+    names, unpaired = sorted(images), sorted(images.keys() ^ labels.keys())
+    if unpaired:
+        name = unpaired[0]
         raise UserError(
-            f"{labels[name]} has no image, expected "
-            f"{root / 'images' / name}.png or .jpg"
+            f"{images.get(name) or labels[name]} has no counterpart, expected "
+            f"{root / 'images' / name}.png (or .jpg) and {root / 'labels' / name}.png"
         )
-    names = sorted(images)
-    return Split(
-        lambda index: read_record(
-            images[names[index]], labels[names[index]], info.ids, info.void_id
-        ),
-        names,
-        range(len(names)),
-        scale=scale,
-        cache=cache,
-    )
+
+    def read(index: int) -> Record:
+        name = names[index]
+        return read_record(images[name], labels[name], info.ids, info.void_id)
+
+    return Split(read, names, range(len(names)), scale=scale, cache=cache)
 
 
 def _list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -46,11 +46,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an image file as RGB; greyscale becomes three equal channels.
-
-    Args:
-      path: The file.
-      upright: Whether to apply the EXIF orientation.
+    """Reads an image file as RGB, with its EXIF orientation applied if `upright`.
 
     Raises:
       UserError: If the file cannot be decoded or has more than 8 bits per channel.

@@ -42,15 +42,10 @@ class SplitSummary(NamedTuple):
 def check_dataset(
     dataset: Dataset, *, show_progress: bool = False
 ) -> dict[str, SplitSummary]:
-    """Reads every record of every split once.
+    """Reads every record once, and returns the statistics by split.
 
-    Args:
-      dataset: The data set. Validation and test images must each have one size, since
-        they are batched whole; training images are cropped.
-      show_progress: Whether to show a progress bar after two seconds.
-
-    Returns:
-      The statistics by split: train, validation, test.
+    Validation and test images must each have one size, since they are batched whole;
+    training images are cropped.
 
     Raises:
       UserError: If records cannot be used; lists the first 20 problems.

@@ -16,15 +16,7 @@ from iterinf.runtime.distributed import is_first
 def create_bar(
     title: str, total: int, unit: str, *, show: bool = True, **options: Any
 ) -> tqdm:
-    """Creates a progress bar, hidden in all processes but the first.
-
-    Args:
-      title: The label of the bar.
-      total: The total number of units.
-      unit: The name of a unit.
-      show: Whether to show the bar.
-      **options: Further options of tqdm.
-    """
+    """Creates a progress bar, hidden in all processes but the first."""
     return tqdm(
         desc=title,
         total=total,

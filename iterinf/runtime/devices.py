@@ -41,15 +41,7 @@ def create_sharding(batch_size: int, *, axis: int = 0) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, key: str) -> None:
-    """Checks that a training batch can be sharded over all devices.
-
-    Args:
-      batch_size: The global batch size.
-      key: Its config key, for the error message.
-
-    Raises:
-      UserError: If it is not a multiple of the number of devices.
-    """
+    """Raises UserError, with the config key, unless all devices can share a batch."""
     num_devices = jax.device_count()
     if batch_size % num_devices:
         raise UserError(
@@ -95,10 +87,7 @@ class ShardedBatches(Iterator[PyTree[jax.Array]]):
     """
 
     def __init__(self, parts: Any, batch_size: int):
-        """Wraps an iterator over this process's parts of batches of this global size.
-
-        The parts are pytrees of NumPy arrays; the iterator has a `close` method.
-        """
+        """Wraps an iterator, with a `close` method, over this process's parts."""
         self._parts = parts
         self._place = functools.partial(
             jax.make_array_from_process_local_data, create_sharding(batch_size)

@@ -61,14 +61,9 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def speaks() -> bool:
-    """Like `is_first`, but safe in signal handlers: it never waits for a device."""
-    return not _silent
-
-
 def print_once(*lines: str) -> None:
-    """Prints lines in the first process only."""
-    if is_first():
+    """Prints lines in the first process; never waits for a device."""
+    if not _silent:
         print(*lines, sep="\n", flush=True)
 
 

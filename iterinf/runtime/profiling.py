@@ -15,23 +15,14 @@ class StepTrace:
     """A trace of training steps, after the first ten of the process."""
 
     def __init__(self, folder: pathlib.Path, num_steps: int):
-        """Creates a trace.
-
-        Args:
-          folder: The output folder.
-          num_steps: The number of steps to trace; 0 disables the trace.
-        """
+        """Creates a trace of `num_steps` steps, or none if 0."""
         self._folder = folder
         self._last = _FIRST + num_steps * is_first()
         self._num_steps = 0
         self._is_tracing = False
 
     def advance(self, waits_for: jax.Array) -> None:
-        """Starts or ends the trace; must be called before every step.
-
-        Args:
-          waits_for: A result of the previous step.
-        """
+        """Starts or ends the trace before a step, after waiting for the last one."""
         if self._last > self._num_steps == _FIRST:
             waits_for.block_until_ready()
             jax.profiler.start_trace(self._folder)

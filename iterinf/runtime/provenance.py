@@ -14,12 +14,7 @@ from iterinf.runtime.files import read_lines, write_lines
 
 
 def log_run(workdir: pathlib.Path, command: str) -> None:
-    """Appends this run to runs.jsonl.
-
-    Args:
-      workdir: The folder of the file.
-      command: The command line.
-    """
+    """Appends this run to runs.jsonl in the workdir."""
     path = workdir / "runs.jsonl"
     device = jax.devices()[0]
     run = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from iterinf.runtime.distributed import is_any, speaks
+from iterinf.runtime.distributed import is_any, print_once
 
 _STEPS_BETWEEN = 16  # steps between agreements of several processes
 
@@ -32,10 +32,8 @@ def _stop(number: int, _: object) -> None:
 
 def say(message: str) -> None:
     """Prints a message on a new line in the first process; ignores closed streams."""
-    if not speaks():
-        return
     with contextlib.suppress(RuntimeError, OSError):
-        print(f"\n{message}", flush=True)
+        print_once("", message)
 
 
 class Interruption:

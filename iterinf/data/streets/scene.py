@@ -30,14 +30,6 @@ from iterinf.data.streets.objects import GREYS, LEAVES, PAINTS, draw_objects
 from iterinf.errors import UserError
 
 SPLIT_STRIDE = 1_000_000  # the scenes of split i start at i * SPLIT_STRIDE
-_RANGES = {
-    "seed": (0, 2**32 - 1),
-    "height": (32, 4096),
-    "width": (32, 4096),
-    "num_train": (1, SPLIT_STRIDE),
-    "num_validation": (1, SPLIT_STRIDE),
-    "num_test": (1, SPLIT_STRIDE),
-}
 
 # Difficulty of the scenes, in addition to the constants of `canvas`.
 SENSOR_NOISE = 0.05  # maximum amplitude of the pixel noise, images in [0, 1]
@@ -63,14 +55,7 @@ _FACADES: Palette = [
 def generate_scene(
     seed: int, index: int, height: int, width: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Paints a street scene.
-
-    Args:
-      seed: The seed of the data set, 0..2^32 - 1.
-      index: The index of the scene, 0..2^32 - 1; each (seed, index) has its own random
-        stream.
-      height: The height in pixels, 32..4096.
-      width: The width in pixels, 32..4096.
+    """Paints a street scene; each (seed, index) has its own random stream.
 
     Returns:
       The RGB image and its labels 0..11; 11 is void.
@@ -107,10 +92,12 @@ def load_streets(
       UserError: If an option is out of range.
     """
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
-    options = {"seed": seed, "height": height, "width": width}
-    options |= {f"num_{name}": count for name, count in counts.items()}
-    for key, value in options.items():
-        least, most = _RANGES[key]
+    for key, value, least, most in (
+        ("seed", seed, 0, 2**32 - 1),
+        ("height", height, 32, 4096),
+        ("width", width, 32, 4096),
+        *((f"num_{name}", count, 1, SPLIT_STRIDE) for name, count in counts.items()),
+    ):
         if not least <= value <= most:
             raise UserError(f"{key} of streets is {value}, expected {least}..{most}")
 
