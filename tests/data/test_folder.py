@@ -136,29 +136,19 @@ def test_missing_folder(tmp_path):
         load_folder(str(tmp_path / "absent"))
 
 
-def test_missing_split(folder):
-    (folder / "test").rename(folder / "tests")
-    with pytest.raises(UserError, match=r"test/images does not exist"):
-        load_folder(str(folder))
-
-
-def test_empty_split(folder):
-    for path in (folder / "test").rglob("*.png"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"test/images has no"):
-        load_folder(str(folder))
-
-
-def test_missing_label(folder):
-    (folder / "train" / "labels" / "b.png").unlink()
-    message = r"images/b\.png .*train/labels/b\.png"
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        ("test/images", r"test/images does not exist"),
+        ("test/*/*.png", r"test/images has no"),
+        ("train/labels/b.png", r"images/b\.png .*train/labels/b\.png"),
+        ("train/images/b.png", r"labels/b\.png .*train/images/b\.png"),
+    ],
+)
+def test_missing_files(folder, removed, message):
+    for path in list(folder.glob(removed)):
+        path.rename(path.with_suffix(".removed"))
     with pytest.raises(UserError, match=message):
-        load_folder(str(folder))
-
-
-def test_missing_image(folder):
-    (folder / "train" / "images" / "b.png").unlink()
-    with pytest.raises(UserError, match=r"labels/b\.png .*images/b\.png"):
         load_folder(str(folder))
 
 
