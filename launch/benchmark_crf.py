@@ -65,7 +65,7 @@ def read_frames(
     options = config.dataset.options.to_dict() | {"scale": 1}
     validation = create_dataset(config.dataset.name, **options).validation
     indices = np.linspace(0, len(validation) - 1, num_frames).astype(int).tolist()
-    segmenter, variables = experiment.segmenter, experiment.segmenter_variables
+    segmenter, variables = experiment.segmenter, experiment.train_segmenter()
     segment = jax.jit(lambda *args: propose(segmenter, *args).y)
     batches = [validation.stack([index]) for index in indices]
     proposals = [

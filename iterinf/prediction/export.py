@@ -19,13 +19,13 @@ from iterinf.prediction.model_card import Files, format_card, read_results
 from iterinf.prediction.pipeline import (
     Pipeline,
     describe_images,
-    read_config,
     read_pipeline,
 )
 from iterinf.runtime.distributed import print_once
 from iterinf.runtime.files import write_atomically
+from iterinf.segmenters.pretrained import describe_input
 from iterinf.types import Batch, Candidate
-from iterinf.workdir import describe_input
+from iterinf.workdir import read_config
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _LEAST = 64  # minimum height and width, unless training images are smaller

@@ -9,8 +9,9 @@ import jax
 from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
-from iterinf.prediction.pipeline import ClassInfo, Pipeline
+from iterinf.prediction.pipeline import Pipeline
 from iterinf.report.results import SUFFIXES
+from iterinf.workdir import ClassInfo
 
 _DATA = {
     "camvid": "Trained on CamVid, which is CC BY-NC 4.0: not for commercial use. Its "

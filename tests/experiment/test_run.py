@@ -373,7 +373,7 @@ def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     document = json.loads((tmp_path / "results" / "table.json").read_text())
     assert "fine-tuning 1 epochs" in document["provenance"]["FC-DenseNet103"]
     experiment = Experiment(config, tmp_path)
-    assert set(experiment.segmenter_variables) == {"params", "statistics"}
+    assert set(experiment.train_segmenter()) == {"params", "statistics"}
     networks = read_pipeline(tmp_path).networks
     jax.tree.map(
         np.testing.assert_array_equal, networks, experiment.train_refiner("dae_y")
@@ -398,7 +398,7 @@ def test_training_starts_from_foreign_weights_and_goes_on_without_them(rng, tmp_
     path.unlink()
     experiment = Experiment(config, tmp_path / "run")
     assert experiment.segmenter.input_std == (0.229, 0.224, 0.225)
-    kernel = experiment.segmenter_variables["params"]["conv4_2"]["kernel"]
+    kernel = experiment.train_segmenter()["params"]["conv4_2"]["kernel"]
     expected = arrays["features.19.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
 
@@ -428,7 +428,7 @@ def test_end_to_end_a_copy_of_the_segmenter_is_trained(workdir, tmp_path):
     plain, own = (
         networks["params"]["conv1_1"]["kernel"]
         for networks in (
-            experiment.segmenter_variables,
+            experiment.train_segmenter(),
             experiment.train_refiner("joint")["segmenter"],
         )
     )
