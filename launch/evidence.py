@@ -44,7 +44,9 @@ class Question(NamedTuple):
 
 QUESTIONS = (
     Question("Generated streets, three seeds", "quickstart_seeds", False),
-    Question("Does training where the loop goes make it pay?", "quickstart_recycling", False),
+    Question(
+        "Does training where the loop goes make it pay?", "quickstart_recycling", False
+    ),
     Question("CamVid at half size, FCN-8, three seeds", "camvid_small_seeds", True),
     Question("CamVid at half size, FCN-8 from VGG16", "camvid_vgg16_seeds", True),
     Question(
