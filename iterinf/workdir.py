@@ -36,14 +36,17 @@ Arrays = dict[str, np.ndarray]
 
 
 class Choice(NamedTuple):
-    """What validation chose for a refiner: selection.json."""
+    """What validation chose for a refiner: selection.json.
+
+    Defaults are for files of earlier versions.
+    """
 
     refined: Selection
-    damped: Selection | None  # of one damped step; None: there are no controls
-    followed: Selection | None  # of the refiner that this one follows
-    metric: str
-    initial_mean_iou: float  # of the segmenter's y on validation, a fraction
-    seconds: float  # that the sweeps took
+    damped: Selection | None = None  # of one damped step; None: there are no controls
+    followed: Selection | None = None  # of the refiner that this one follows
+    metric: str = "mean_iou"
+    initial_mean_iou: float | None = None  # of the segmenter's y on validation
+    seconds: float = 0.0  # that the sweeps took
 
 
 class ClassInfo(NamedTuple):
@@ -244,9 +247,9 @@ def read_choice(workdir: pathlib.Path, name: str) -> Choice:
       UserError: If there is none.
     """
     content = _read_json(find_refiner(workdir, name) / "selection.json")
-    for key in ("refined", "damped", "followed"):
-        content[key] = Selection(**content[key]) if key in content else None
-    return Choice(**{"metric": "mean_iou"} | content)  # earlier versions knew no other
+    for key in {"refined", "damped", "followed"} & content.keys():
+        content[key] = Selection(**content[key])
+    return Choice(**content)
 
 
 def read_followed(
