@@ -32,6 +32,7 @@ from iterinf.segmenters import create_segmenter
 from iterinf.segmenters.precomputed import Precomputed
 from iterinf.types import Batch
 from tests import tiny
+from tests.fixtures.exports import call, take_refiner
 
 SHAPES = [(1, 32, 48), (3, 45, 61)]
 
@@ -67,14 +68,6 @@ def refine(pipeline, shape):
         return candidate, pipeline.refine(networks, candidate).y
 
     return compute(pipeline.networks)
-
-
-def call(content, *arguments):
-    return jax.jit(jax.export.deserialize(content).call)(*arguments)
-
-
-def take_refiner(weights):
-    return {n: array for n, array in weights.items() if n.startswith("refiner")}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
