@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from iterinf.config import find_followed
 from iterinf.errors import UserError
-from iterinf.prediction.model_card import Files, format_card, read_results
+from iterinf.prediction.model_card import format_card, read_results
 from iterinf.prediction.pipeline import (
     Pipeline,
     describe_images,
@@ -55,25 +55,19 @@ def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
     Raises:
       UserError: If a package is missing or the workdir is not finished.
     """
-    missing = [
-        name
-        for name in ("flatbuffers", "safetensors")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
+    if not all(map(importlib.util.find_spec, ("flatbuffers", "safetensors"))):
         raise UserError(
-            f"--mode=export needs {' and '.join(missing)}: pip install "
-            f"{' '.join(missing)}"
+            "--mode=export needs flatbuffers and safetensors: pip install flatbuffers "
+            "safetensors"
         )
     for name in [refiner] if refiner else read_config(workdir).refiners:
         folder = workdir / "export" / name
-        write_atomically(_make_files(workdir, name, folder))
+        files = _make_files(workdir, name)
+        write_atomically({folder / file: files[file] for file in files})
         print_once(f"{folder}: see README.md there")
 
 
-def _make_files(
-    workdir: pathlib.Path, name: str, folder: pathlib.Path
-) -> dict[pathlib.Path, bytes]:
+def _make_files(workdir: pathlib.Path, name: str) -> dict[str, bytes]:
     from safetensors.numpy import save
 
     pipeline, config = read_pipeline(workdir, name), read_config(workdir)
@@ -82,10 +76,11 @@ def _make_files(
     results = read_results(workdir, pipeline.titles, *before)
     weights = flatten_weights(pipeline)
     least = min(_LEAST, *pipeline.class_info.size)
-    programs = {"refine.jax": export_refinement(pipeline, weights, least)}
+    refinement = export_refinement(pipeline, weights, least)
+    files = {"refine.jax": refinement.content}
     if not pipeline.class_info.outputs:
         whole = export_pipeline(pipeline, weights, least)
-        programs["segment_and_refine.jax"] = whole
+        files["segment_and_refine.jax"] = whole.content
     metadata = {
         "format": "np",
         "config": config.to_json(),
@@ -96,23 +91,17 @@ def _make_files(
         "input": json.dumps(describe_input(pipeline.segmenter)),
         "classes": json.dumps(pipeline.class_info.classes),
     }
-    contents = {file: program.content for file, program in programs.items()}
-    contents["weights.safetensors"] = save(weights, metadata)
-    files = Files(
-        sizes={file: len(content) for file, content in contents.items()},
-        num_parameters={
-            network: sum(
-                array.size
-                for key, array in weights.items()
-                if key.startswith(network) and "/params/" in key
-            )
-            for network in ("segmenter", "refiner")
-        },
-        features=_describe_features(pipeline, describe_images(pipeline.class_info)),
-        least=least if programs["refine.jax"].any_size else None,
+    files["weights.safetensors"] = save(weights, metadata)
+    features = _describe_features(pipeline, describe_images(pipeline.class_info))
+    card = format_card(
+        pipeline,
+        config,
+        results,
+        files,
+        features,
+        least if refinement.any_size else None,
     )
-    contents["README.md"] = format_card(pipeline, config, results, files).encode()
-    return {folder / file: content for file, content in contents.items()}
+    return files | {"README.md": card.encode()}
 
 
 def flatten_weights(pipeline: Pipeline) -> dict[str, np.ndarray]:
@@ -143,10 +132,7 @@ def export_pipeline(
         return pipeline.refine(networks, candidate).y
 
     return _export(
-        segment_and_refine,
-        lambda batch: (_describe(weights), batch.image),
-        pipeline,
-        least,
+        segment_and_refine, lambda batch: (weights, batch.image), pipeline, least
     )
 
 
@@ -174,8 +160,7 @@ def export_refinement(
     def describe(batch: Batch) -> tuple:
         shape = (*batch.image.shape[:3], len(pipeline.class_info.classes))
         y = jax.ShapeDtypeStruct(shape, jnp.float32)
-        features = _describe_features(pipeline, batch)
-        return _describe(own), y, features, batch.image
+        return own, y, _describe_features(pipeline, batch), batch.image
 
     return _export(refine, describe, pipeline, least)
 
@@ -198,24 +183,17 @@ def _export(
         return bytes(exported(*arguments).serialize())
 
     try:
-        return Program(
-            export("b, h, w", f"h >= {least}", f"w >= {least}"), any_size=True
-        )
+        content = export("b, h, w", f"h >= {least}", f"w >= {least}")
     except Exception:  # the type depends on the operation that needs a static size
         height, width = pipeline.class_info.size
         return Program(export(f"b, {height}, {width}"), any_size=False)
+    return Program(content, any_size=True)
 
 
 def _nest(weights: Weights) -> dict[str, Any]:
+    """Inverts `flatten_weights`; networks without variables are empty."""
     names = ("segmenter", "refiner", "refiner_before")
     return {name: {} for name in names} | unflatten_dict(weights, sep="/")
-
-
-def _describe(weights: Mapping[str, np.ndarray]) -> Weights:
-    return {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype)
-        for name, array in weights.items()
-    }
 
 
 def _describe_features(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:
