@@ -73,12 +73,17 @@ class Predictor:
           pipeline: The result of `iterinf.prediction.pipeline.read_pipeline`.
           scale: The factor by which images are resized for the networks; None resizes
             them to the area of the training images.
+
+        Raises:
+          UserError: If the scale is not positive.
         """
         self.classes = pipeline.class_info.classes
         self.colors = pipeline.class_info.colors
         self.outputs = pipeline.class_info.outputs
         self._training_size = pipeline.class_info.size
         self._networks = pipeline.networks
+        if scale is not None and not scale > 0:
+            raise UserError(f"scale is {scale}, expected a number > 0")
         self._scale = scale
         self._refine = jax.jit(
             functools.partial(_refine, pipeline), static_argnames="trajectory"
@@ -158,12 +163,11 @@ class Predictor:
         image = _to_rgb(image, name)
         own = (image.shape[0], image.shape[1])
         size = self.choose_size(own)
+        at_scale = {}
         if outputs or self.outputs:
-            outputs = self._pick_outputs(outputs, (own, size), name)
-        at_scale = {
-            key: resize_channels(array, _divide(size, STRIDES[key]))
-            for key, array in outputs.items()
-        }
+            for key, array in self._pick_outputs(outputs, (own, size), name).items():
+                cells = (size[0] // STRIDES[key], size[1] // STRIDES[key])
+                at_scale[key] = resize_channels(array, cells)
         return PreparedImage(image, resize_image(image, size), at_scale, name)
 
     def _pick_outputs(
@@ -191,10 +195,8 @@ class Predictor:
         self, images: list[PreparedImage], batch_size: int, trajectory: bool
     ) -> Iterator[Prediction]:
         """Predicts images of one size, repeating some to fill the batch."""
-        parts: list[Any] = [
-            (images[i % len(images)].resized, images[i % len(images)].outputs)
-            for i in range(batch_size)
-        ]
+        filled = itertools.islice(itertools.cycle(images), batch_size)
+        parts: list[Any] = [(image.resized, image.outputs) for image in filled]
         with use_all_devices():
             arrays = shard(jax.tree.map(lambda *a: np.stack(a), *parts))
             result = self._refine(self._networks, *arrays, trajectory=trajectory)
@@ -269,10 +271,6 @@ def _refine(
     if trajectory:
         labels = jnp.concatenate([observe(candidate.y)[None], labels])
     return replicate_outputs((candidate.y, y, labels))
-
-
-def _divide(size: Size, stride: int) -> Size:
-    return size[0] // stride, size[1] // stride
 
 
 def _to_rgb(
