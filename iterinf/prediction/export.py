@@ -114,13 +114,9 @@ def export_pipeline(
 ) -> Program:
     """Exports (weights, images [b h w 3]) -> y [b h w k].
 
-    The weights are an argument, so that the program is small and several programs can
-    share them.
-
-    Args:
-      pipeline: A pipeline whose segmenter is not precomputed.
-      weights: The result of `flatten_weights`.
-      least: The minimum height and width of images.
+    The weights are an argument, as from `flatten_weights`, so that the program is small
+    and several programs can share them. `least` is the minimum height and width of
+    images. The segmenter must not be precomputed.
     """
 
     def segment_and_refine(
@@ -141,10 +137,8 @@ def export_refinement(
 ) -> Program:
     """Exports (weights, y [b h w k], features, images [b h w 3]) -> y [b h w k].
 
-    Args:
-      pipeline: The pipeline of the refiner.
-      weights: The result of `flatten_weights`; the program takes the refiners' only.
-      least: The minimum height and width of images.
+    The arguments are those of `export_pipeline`; the program takes the refiners'
+    weights only.
     """
     own = {name: a for name, a in weights.items() if name.startswith("refiner")}
 

@@ -68,17 +68,8 @@ def predict_files(
 ) -> None:
     """Predicts images and writes the files listed above.
 
-    Args:
-      workdir: The workdir of a finished experiment; it is only read.
-      images: An image, a folder of images, or a glob pattern.
-      output: The output folder.
-      scale: The scale of the networks, see `iterinf.prediction.predictor.Predictor`.
-      refiner: A key of the workdir's config; "" is the last row of its table.
-      batch_size: The maximum number of images per batch.
-      trajectory: Whether to write the label maps of every iteration.
-      probabilities: A folder of NAME.npy or NAME.npz (see iterinf/data/external.py)
-        with another network's probabilities, which replace the segmenter's.
-      show_progress: Whether to show a progress bar.
+    The workdir is only read. The options are those of `config.predict`, see
+    configs/base.py and docs/predict.md.
 
     Raises:
       UserError: If no image can be predicted; or at the end, if some images failed:

@@ -50,10 +50,7 @@ def read_results(
 ) -> Results:
     """Reads the rows of a segmenter and a refiner from a workdir's table.
 
-    Args:
-      workdir: The workdir of a finished experiment.
-      titles: The titles of both in the table.
-      *others: The titles of other networks whose provenance is included.
+    The provenance includes that of these two and of `others`, given by title.
 
     Raises:
       UserError: If there is no table or it lacks these rows.

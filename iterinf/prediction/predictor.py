@@ -77,13 +77,13 @@ class Predictor:
         Raises:
           UserError: If the scale is not positive.
         """
+        if scale is not None and not scale > 0:
+            raise UserError(f"scale is {scale}, expected a number > 0")
         self.classes = pipeline.class_info.classes
         self.colors = pipeline.class_info.colors
         self.outputs = pipeline.class_info.outputs
         self._training_size = pipeline.class_info.size
         self._networks = pipeline.networks
-        if scale is not None and not scale > 0:
-            raise UserError(f"scale is {scale}, expected a number > 0")
         self._scale = scale
         self._refine = jax.jit(
             functools.partial(_refine, pipeline), static_argnames="trajectory"
@@ -286,12 +286,10 @@ def _to_rgb(
         )
     if image.dtype == np.uint8:
         return image
-    if not np.issubdtype(image.dtype, np.floating):
+    in_range = image.min() >= 0 and image.max() <= 1
+    if not (in_range and np.issubdtype(image.dtype, np.floating)):
         raise UserError(
-            f"{name} has dtype {image.dtype}, expected uint8 or floats in [0, 1]"
-        )
-    if not (image.min() >= 0 and image.max() <= 1):
-        raise UserError(
-            f"{name} has values outside [0, 1], expected floats in [0, 1] or uint8"
+            f"{name} has {image.dtype} values from {image.min():g} to {image.max():g}, "
+            "expected uint8, or floats in [0, 1]"
         )
     return np.round(255 * image).astype(np.uint8)

@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -248,6 +247,5 @@ def save_figure(figure: Figure, path: Path) -> None:
       UserError: If writing fails.
     """
     content = io.BytesIO()
-    FigureCanvasAgg(figure)
     figure.savefig(content, format="png", dpi=150)
     write_atomically({path: content.getvalue()})

@@ -209,9 +209,7 @@ def write_results(report: Report, directory: pathlib.Path) -> None:
     """Writes table.{csv,json,md}, and Figures 3 and 4 to figures/."""
     rows, classes = report.rows, report.dataset.classes
     differences = [
-        {"model": d.model, "over": d.over}
-        | {title: list(interval) for title, interval in d.intervals.items()}
-        for d in report.differences
+        {"model": d.model, "over": d.over} | d.intervals for d in report.differences
     ]
     write_table(rows, classes, directory, report.notes, report.provenance, differences)
     _plot_curves(report.refiners, directory / "figures")

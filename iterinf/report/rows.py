@@ -45,19 +45,10 @@ def make_row(
     is_control: bool = False,
     num_resamples: int = 2000,
 ) -> Row:
-    """Creates a row of the table.
+    """Creates a row of the table, with the segmenter alone as baseline.
 
-    The segmenter alone is its own baseline: its gains and intervals are exactly 0.
-
-    Args:
-      model: The title of the row.
-      tally: The tally [n] of the model, with details.
-      baseline: The tally [n] of the segmenter alone, with details.
-      blocks: The bootstrap block of each image.
-      step_size: The chosen step size.
-      num_iterations: The chosen number of iterations.
-      is_control: Whether the row is a control for another row.
-      num_resamples: The number of bootstrap resamples.
+    The segmenter is its own baseline: its gains and intervals are exactly 0. Both
+    tallies [n] have details; `blocks` are the bootstrap blocks of the n images.
     """
     total = tally.confusion.sum(axis=0)
 

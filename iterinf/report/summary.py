@@ -13,12 +13,7 @@ _MAX_SIZES = 4  # listed per split
 def format_summaries(
     summaries: Mapping[str, SplitSummary], classes: Sequence[str]
 ) -> str:
-    """Formats image sizes and class frequencies per split, and warnings.
-
-    Args:
-      summaries: The statistics by split: train, validation, test.
-      classes: The k class names.
-    """
+    """Formats image sizes and class frequencies per split, and warnings."""
     splits = [["split", "images", "sizes"]]
     for name, counted in summaries.items():
         count = str(counted.sizes.total())

@@ -47,15 +47,7 @@ def write_table(
     measure m of `iterinf.evaluation.measures.MEASURES`, in a second table in table.md.
     Classes absent from truth and prediction, and the step size of the segmenter alone,
     are empty in the csv, null in the json and "-" in the md. The json has full
-    precision and marks the rows that are controls.
-
-    Args:
-      rows: The rows, with the segmenter alone first.
-      classes: The k class names.
-      directory: The output folder.
-      notes: Sentences for the md and the json.
-      provenance: The commit, seed, hardware, wall time and command of the results.
-      differences: Further comparisons, for the json only.
+    precision, marks the rows that are controls, and alone has the `differences`.
 
     Raises:
       UserError: If a class is named like another column, or writing fails.

@@ -256,8 +256,8 @@ def test_what_is_missing_is_named(finished, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results" / "table.json").unlink()
     export_run = functools.partial(run, tiny.get_config(), mode="export", command="")
-    with pytest.raises(UserError, match="results has no .*--mode=report"):
+    with pytest.raises(UserError, match="results .*--mode=report"):
         export_run(workdir=tmp_path / "run")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs flatbuffers and safetensors: pip"):
+    with pytest.raises(UserError, match="flatbuffers"):
         export_run(workdir=tmp_path / "run")
