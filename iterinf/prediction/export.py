@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ class Program(NamedTuple):
     """An exported function."""
 
     content: bytes
-    any_size: bool  # whether images may have any size; batches always may
+    least: int | None  # minimum image height and width; None: training size only
 
 
 def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
@@ -74,13 +74,10 @@ def _make_files(workdir: pathlib.Path, name: str) -> dict[str, bytes]:
     followed = find_followed(config.refiner[name])
     before = [config.refiner[followed].title] if followed else []
     results = read_results(workdir, pipeline.titles, *before)
-    weights = flatten_weights(pipeline)
-    least = min(_LEAST, *pipeline.class_info.size)
-    refinement = export_refinement(pipeline, weights, least)
+    refinement = export_refinement(pipeline)
     files = {"refine.jax": refinement.content}
     if not pipeline.class_info.outputs:
-        whole = export_pipeline(pipeline, weights, least)
-        files["segment_and_refine.jax"] = whole.content
+        files["segment_and_refine.jax"] = export_pipeline(pipeline).content
     metadata = {
         "format": "np",
         "config": config.to_json(),
@@ -91,16 +88,9 @@ def _make_files(workdir: pathlib.Path, name: str) -> dict[str, bytes]:
         "input": json.dumps(describe_input(pipeline.segmenter)),
         "classes": json.dumps(pipeline.class_info.classes),
     }
-    files["weights.safetensors"] = save(weights, metadata)
+    files["weights.safetensors"] = save(flatten_weights(pipeline), metadata)
     features = _describe_features(pipeline, describe_images(pipeline.class_info))
-    card = format_card(
-        pipeline,
-        config,
-        results,
-        files,
-        features,
-        least if refinement.any_size else None,
-    )
+    card = format_card(pipeline, config, results, files, features, refinement.least)
     return files | {"README.md": card.encode()}
 
 
@@ -109,15 +99,13 @@ def flatten_weights(pipeline: Pipeline) -> dict[str, np.ndarray]:
     return jax.device_get(flatten_dict(pipeline.networks, sep="/"))
 
 
-def export_pipeline(
-    pipeline: Pipeline, weights: Mapping[str, np.ndarray], least: int
-) -> Program:
+def export_pipeline(pipeline: Pipeline) -> Program:
     """Exports (weights, images [b h w 3]) -> y [b h w k].
 
-    The weights are an argument, as from `flatten_weights`, so that the program is small
-    and several programs can share them. `least` is the minimum height and width of
-    images. The segmenter must not be precomputed.
+    The weights are an argument, so that the program is small and several programs can
+    share them. The segmenter must not be precomputed.
     """
+    weights = flatten_weights(pipeline)
 
     def segment_and_refine(
         weights: Weights, images: Float[Array, "b h w 3"]
@@ -127,19 +115,12 @@ def export_pipeline(
         candidate = pipeline.propose(networks, Batch(images, labels))
         return pipeline.refine(networks, candidate).y
 
-    return _export(
-        segment_and_refine, lambda batch: (weights, batch.image), pipeline, least
-    )
+    return _export(segment_and_refine, lambda batch: (weights, batch.image), pipeline)
 
 
-def export_refinement(
-    pipeline: Pipeline, weights: Mapping[str, np.ndarray], least: int
-) -> Program:
-    """Exports (weights, y [b h w k], features, images [b h w 3]) -> y [b h w k].
-
-    The arguments are those of `export_pipeline`; the program takes the refiners'
-    weights only.
-    """
+def export_refinement(pipeline: Pipeline) -> Program:
+    """Exports (refiner weights, y [b h w k], features, images [b h w 3]) -> y."""
+    weights = flatten_weights(pipeline)
     own = {name: a for name, a in weights.items() if name.startswith("refiner")}
 
     def refine(
@@ -156,14 +137,13 @@ def export_refinement(
         y = jax.ShapeDtypeStruct(shape, jnp.float32)
         return own, y, _describe_features(pipeline, batch), batch.image
 
-    return _export(refine, describe, pipeline, least)
+    return _export(refine, describe, pipeline)
 
 
 def _export(
     function: Callable[..., Any],
     describe: Callable[[Batch], tuple],
     pipeline: Pipeline,
-    least: int,
 ) -> Program:
     """Exports for images of any size, or else of the training images' size.
 
@@ -176,12 +156,12 @@ def _export(
         exported = jax.export.export(jax.jit(function), platforms=_PLATFORMS)
         return bytes(exported(*arguments).serialize())
 
+    height, width = pipeline.class_info.size
+    least = min(_LEAST, height, width)
     try:
-        content = export("b, h, w", f"h >= {least}", f"w >= {least}")
+        return Program(export("b, h, w", f"h >= {least}", f"w >= {least}"), least)
     except Exception:  # the type depends on the operation that needs a static size
-        height, width = pipeline.class_info.size
-        return Program(export(f"b, {height}, {width}"), any_size=False)
-    return Program(content, any_size=True)
+        return Program(export(f"b, {height}, {width}"), None)
 
 
 def _nest(weights: Weights) -> dict[str, Any]:

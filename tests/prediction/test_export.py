@@ -88,8 +88,8 @@ def test_functions_equal_the_pipeline(exported, shape):
 
 def test_a_stop_rule_is_exported(exported):
     pipeline = read_pipeline(exported, "dae_y")._replace(stop=9.0)
-    program = export.export_refinement(pipeline, export.flatten_weights(pipeline), 32)
-    assert program.any_size
+    program = export.export_refinement(pipeline)
+    assert program.least == 32
     candidate, expected = refine(pipeline, SHAPES[1])
     own = take_refiner(export.flatten_weights(pipeline))
     features = {"pool2": candidate.features["pool2"]}
@@ -172,14 +172,15 @@ def test_training_starts_from_exported_weights(exported, tmp_path):
     )
 
 
-def create_pipeline(segmenter, refiner, size=(48, 64), **options):
+def create_pipeline(segmenter, refiner, **options):
     """Networks of random numbers."""
     outputs = {}
     if isinstance(segmenter, Precomputed):
         outputs = {"probabilities": 5, "pool1": 3}
     offset = segmenter.feature_offset
     improver = create_refiner(refiner, num_classes=5, feature_offset=offset, **options)
-    class_info = ClassInfo(tuple("abcde"), np.zeros((6, 3), np.uint8), size, outputs)
+    colors = np.zeros((6, 3), np.uint8)
+    class_info = ClassInfo(tuple("abcde"), colors, (32, 48), outputs)
     pipeline = Pipeline(
         segmenter,
         improver,
@@ -213,7 +214,7 @@ TIED = {"switches": "tied", "decoder": "transposed", "start_as_identity": True}
 def test_refiners_take_any_size(refiner, options):
     pipeline = create_pipeline(Precomputed(num_classes=5), refiner, **options)
     weights = export.flatten_weights(pipeline)
-    program = export.export_refinement(pipeline, weights, 32)
+    program = export.export_refinement(pipeline)
     candidate, expected = refine(pipeline, (2, 39, 50))
     names = set(options.get("features", ())) - {"input"}
     features = {name: candidate.features[name] for name in names}
@@ -226,11 +227,10 @@ def test_refiners_take_any_size(refiner, options):
 @pytest.mark.parametrize("refiner", ["dense_crf", "crf_rnn"])
 def test_refiners_on_the_lattice_take_any_batch(refiner):
     pipeline = create_pipeline(Precomputed(num_classes=5), refiner)
-    weights = export.flatten_weights(pipeline)
-    program = export.export_refinement(pipeline, weights, 32)
-    assert not program.any_size
+    program = export.export_refinement(pipeline)
+    assert program.least is None
     y = jax.export.deserialize(program.content).out_avals[0]
-    assert (str(y.shape[0]), *y.shape[1:]) == ("b", 48, 64, 5)
+    assert (str(y.shape[0]), *y.shape[1:]) == ("b", 32, 48, 5)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +244,8 @@ def test_segmenters_take_any_size(name, options):
     segmenter = create_segmenter(name, num_classes=5, **options)
     widths = {"widths": (2, 2, 2), "features": ("pool2",)}
     pipeline = create_pipeline(segmenter, "dae", **widths)
-    weights = export.flatten_weights(pipeline)
-    program = export.export_pipeline(pipeline, weights, 32)
-    assert program.any_size
+    program = export.export_pipeline(pipeline)
+    assert program.least == 32
     exported = jax.export.deserialize(program.content)
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert list(map(str, exported.out_avals[0].shape)) == ["b", "h", "w", "5"]

@@ -35,14 +35,9 @@ def make_confusions(rng, num_images):
 
 def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **counts):
     """A refiner that the stages have left in `folder`: confusions by row."""
-    arrays = (
-        {}
-        if curve is None
-        else {
-            "mean_iou": curve,
-            **{f"curve/{name}": curve for name in MEASURES},
-        }
-    )
+    arrays = {}
+    if curve is not None:
+        arrays = {"mean_iou": curve} | {f"curve/{key}": curve for key in MEASURES}
     for key, confusions in counts.items():
         arrays |= pack(key, make_tally(confusions))
     write_arrays(folder / name / "test.npz", **arrays)
@@ -60,10 +55,10 @@ def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **cou
     )
 
 
-def compare(plain, refiners, blocks=range(5)):
+def compare(plain, refiners):
     """The differences of the refiners to the segmenter and their controls."""
-    rows = make_rows("FCN8", plain, refiners, blocks, 20)
-    return list_differences(rows, refiners, blocks, 20)
+    rows = make_rows("FCN8", plain, refiners, range(5), 20)
+    return list_differences(rows, refiners, range(5), 20)
 
 
 def describe(plain, refiners):
