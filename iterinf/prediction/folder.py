@@ -1,16 +1,4 @@
-"""--mode=predict: predictions of a finished workdir on image files.
-
-    labels/NAME.png        label map at the image's size, with the class palette
-    overlays/NAME.jpg      label map blended with the image
-    before_after/NAME.png  image, segmenter, refined; each at most 1000 pixels wide
-    changes/NAME.png       pixels whose class refinement changed, in the new colour
-    trajectories/NAME.gif  optional: label maps at the networks' scale, before and
-    trajectories/NAME/     after each iteration, also as 000.png, 001.png, ...
-    classes.json           names and colours of the ids, see iterinf/data/folder.py
-    legend.png             names and colours of the classes
-
-NAME is the path of the image below the common parent of all images, without extension.
-"""
+"""--mode=predict: predictions of a finished workdir on image files."""
 
 import contextlib
 import glob
@@ -66,10 +54,10 @@ def predict_files(
     probabilities: str = "",
     show_progress: bool = True,
 ) -> None:
-    """Predicts images and writes the files listed above.
+    """Predicts images and writes the files listed in docs/predict.md.
 
     The workdir is only read. The options are those of `config.predict`, see
-    configs/base.py and docs/predict.md.
+    configs/base.py.
 
     Raises:
       UserError: If no image can be predicted; or at the end, if some images failed:

@@ -64,6 +64,8 @@ class Predictor:
       colors: The RGB colours of the k classes and void.
       outputs: The number of channels, by name, of the precomputed outputs required with
         every image; empty unless the segmenter is precomputed.
+      choose_size: The function from an image's height and width to those at the
+        networks' scale.
     """
 
     def __init__(self, pipeline: Pipeline, scale: float | None = None):
@@ -82,9 +84,10 @@ class Predictor:
         self.classes = pipeline.class_info.classes
         self.colors = pipeline.class_info.colors
         self.outputs = pipeline.class_info.outputs
-        self._training_size = pipeline.class_info.size
+        self.choose_size = functools.partial(
+            choose_size, training=pipeline.class_info.size, scale=scale
+        )
         self._networks = pipeline.networks
-        self._scale = scale
         self._refine = jax.jit(
             functools.partial(_refine, pipeline), static_argnames="trajectory"
         )
@@ -136,10 +139,6 @@ class Predictor:
             while batch := list(itertools.islice(group, batch_size)):
                 filled[size] = max(len(batch), filled.get(size, 0))
                 yield from self._predict_batch(batch, filled[size], trajectory)
-
-    def choose_size(self, own: Size) -> Size:
-        """Returns the size at the networks' scale for an original height and width."""
-        return choose_size(own, self._training_size, self._scale)
 
     def prepare(
         self,

@@ -1,6 +1,7 @@
 """The paper's Figures 3 and 4, drawn without pyplot and its global state."""
 
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,9 +156,9 @@ def _cut_below(axis: Axes, curves: Float[np.ndarray, "s p"]) -> None:
 
 
 def plot_segmentations(
-    images: UInt8[np.ndarray, "n h w 3"],
-    labels: Integer[np.ndarray, "n h w"],
-    predictions: Mapping[str, Integer[np.ndarray, "n h w"]],
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    labels: Sequence[Integer[np.ndarray, "h w"]],
+    predictions: Mapping[str, Sequence[Integer[np.ndarray, "h w"]]],
     classes: Sequence[str],
     colors: UInt8[np.ndarray, "colors 3"],
 ) -> Figure:
@@ -176,11 +177,12 @@ def plot_segmentations(
     """
     names = list(predictions)
     titles = ["image", "truth", *names, f"changes by {names[-1]}"]
-    count, height, width = labels.shape
+    height, width = labels[0].shape
     panel_width = 2.6
-    size = (panel_width * len(titles), (panel_width + 0.1) * height / width * count)
+    row_height = (panel_width + 0.1) * height / width
+    size = (panel_width * len(titles), row_height * len(images))
     figure = Figure(figsize=(size[0], size[1] + 1.1), layout="constrained")
-    axes = figure.subplots(count, len(titles), squeeze=False)
+    axes = figure.subplots(len(images), len(titles), squeeze=False)
     for title, axis in zip(titles, axes[0], strict=True):
         axis.set_title(textwrap.fill(title, 30), fontsize=10)
     for i, row in enumerate(axes):
@@ -198,9 +200,8 @@ def plot_segmentations(
             f"corrected {corrected:.1f}%, degraded {degraded:.1f}% of the pixels",
             fontsize=8,
         )
-    handles = list_classes(
-        [*labels, *np.concatenate(list(predictions.values()))], classes, colors
-    )
+    maps = [*labels, *itertools.chain(*predictions.values())]
+    handles = list_classes(maps, classes, colors)
     handles += make_patches(
         ["corrected", "degraded"], np.array([_CORRECTED_COLOR, _DEGRADED_COLOR])
     )

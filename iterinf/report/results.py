@@ -214,15 +214,13 @@ def write_results(report: Report, directory: pathlib.Path) -> None:
     write_table(rows, classes, directory, report.notes, report.provenance, differences)
     _plot_curves(report.refiners, directory / "figures")
     images = report.figure_images
-    # As in the paper, which shows CRF and DAE(y).
-    shown = (report.refiners[0], report.refiners[-1])
+    predictions = {rows[0].model: [image.segmented for image in images]}
+    for refiner in (report.refiners[0], report.refiners[-1]):  # the paper's CRF, DAE(y)
+        predictions[refiner.title] = [choose_map(image, refiner) for image in images]
     figure = plot_segmentations(
-        np.stack([image.record.image for image in images]),
-        np.stack([image.record.label for image in images]),
-        {rows[0].model: np.stack([image.segmented for image in images])}
-        | {
-            r.title: np.stack([choose_map(image, r) for image in images]) for r in shown
-        },
+        [image.record.image for image in images],
+        [image.record.label for image in images],
+        predictions,
         classes,
         report.dataset.colors,
     )

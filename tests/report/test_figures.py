@@ -141,7 +141,9 @@ def test_failing_step_size_does_not_flatten_the_rest() -> None:
     assert "cut off below; lowest 10.0" in [text.get_text() for text in axes.texts]
 
 
-def make_scene() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def make_scene() -> tuple[
+    list[np.ndarray], list[np.ndarray], dict[str, list[np.ndarray]]
+]:
     """Two images of a car on a road that the segmenter misses in the first."""
     labels = np.zeros((2, 48, 64), np.int32)
     labels[:, 24:] = 1
@@ -150,7 +152,8 @@ def make_scene() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     before = np.minimum(labels, 2)
     before[0, 30:40, 10:26] = 1
     images = np.full((2, 48, 64, 3), 200, np.uint8)
-    return images, labels, {"FCN8": before, "DAE(y)": np.minimum(labels, 2)}
+    predictions = {"FCN8": list(before), "DAE(y)": list(np.minimum(labels, 2))}
+    return list(images), list(labels), predictions
 
 
 def is_white(patch: Patch) -> TypeGuard[Rectangle]:
