@@ -50,9 +50,8 @@ def write_table(
     precision, marks the rows that are controls, and alone has the `differences`.
 
     Raises:
-      UserError: If a class is named like another column, or writing fails.
+      UserError: If writing fails.
     """
-    check_class_names(classes)
     records = [_make_record(row, classes) for row in rows]
     document = {
         "classes": classes,
@@ -66,9 +65,7 @@ def write_table(
     }
     texts = {
         "table.csv": _format_csv(records),
-        "table.json": json.dumps(
-            drop_nan(document), indent=2, allow_nan=False, default=str
-        ),
+        "table.json": json.dumps(drop_nan(document), indent=2, allow_nan=False),
         "table.md": _format_markdown(rows, classes, notes, provenance),
     }
     write_atomically(
@@ -90,7 +87,7 @@ def check_class_names(classes: Sequence[str]) -> None:
 def drop_nan(tree: Any) -> Any:
     """Replaces nan, which JSON lacks, by None."""
     if isinstance(tree, Mapping):
-        return {str(key): drop_nan(value) for key, value in tree.items()}
+        return {key: drop_nan(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [drop_nan(value) for value in tree]
     return None if isinstance(tree, float) and math.isnan(tree) else tree
