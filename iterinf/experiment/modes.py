@@ -24,6 +24,7 @@ from iterinf.report.figures import save_figure
 from iterinf.report.html import write_page
 from iterinf.report.results import (
     RefinerResult,
+    Report,
     choose_images,
     describe_differences,
     list_differences,
@@ -150,7 +151,7 @@ def report(experiment: Experiment) -> None:
     blocks = experiment.dataset.test.blocks
     num_resamples = config.evaluation.num_resamples
     rows = make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples)
-    differences = list_differences(plain, refiners, blocks, num_resamples)
+    differences = list_differences(rows, refiners, blocks, num_resamples)
     notes = [*describe_differences(differences), *_list_cut_off(experiment)]
     provenance = {"seed": config.seed, **describe_runs(workdir)}
     provenance |= _describe_training(experiment)
@@ -158,33 +159,26 @@ def report(experiment: Experiment) -> None:
     in_figure = choose_images(before, refiners[-1], _NUM_IN_FIGURE)
     in_page = choose_images(before, refiners[-1], config.report.num_images)
     positions = dict.fromkeys(in_figure + in_page)
-    pictures = {}
+    images = {}
     with create_bar(
         "images of the report", len(positions), "image", show=config.progress, delay=2.0
     ) as bar:
         for i in positions:
-            pictures[i] = _predict_test(experiment, refiners, i)
+            images[i] = _predict_test(experiment, refiners, i)
             bar.update()
-    write_results(
-        workdir / "results",
+    content = Report(
         experiment.dataset,
         rows,
         refiners,
-        [pictures[i] for i in in_figure],
         differences,
         notes,
         provenance,
-    )
-    write_page(
-        workdir / "report.html",
-        experiment.dataset,
-        rows,
-        refiners,
-        [pictures[i] for i in in_page],
-        notes,
-        provenance,
         json.loads(config.to_json()),
+        figure_images=[images[i] for i in in_figure],
+        page_images=[images[i] for i in in_page],
     )
+    write_results(content, workdir / "results")
+    write_page(content, workdir / "report.html")
 
 
 def _check_results(experiment: Experiment) -> None:

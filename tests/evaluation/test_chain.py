@@ -27,8 +27,8 @@ from iterinf.training.objectives import propose, to_unit_range
 from iterinf.workdir import read_choice
 from tests import tiny
 from tests.evaluation.test_sweep import Refiner, Segmenter, make_problem
-from tests.prediction.test_export import call, take_refiner
-from tests.report.test_html import read_document
+from tests.fixtures.exports import call, take_refiner
+from tests.fixtures.pages import read_document
 
 pytestmark = pytest.mark.slow
 
@@ -188,21 +188,21 @@ def test_its_gain_is_over_the_segmenter_and_its_worth_over_the_dae(chained):
     assert notes[1].startswith(f"{TITLE} over FCN8 + DAE(y): mean IoU {gain:+.2f} [")
 
 
-def test_its_pictures_start_from_the_dae(chained):
+def test_its_images_start_from_the_dae(chained):
     experiment = Experiment(get_config(), chained)
     document = read_document((chained / "report.html").read_text())
     curves = {curve["name"]: curve for curve in document["curves"]}
     assert curves[NAME]["follows"] == "FCN8 + DAE(y)"
     chosen, iterations = (curves["dae_y"][key] for key in ("chosen", "num_iterations"))
     names = experiment.dataset.test.names
-    for picture in document["pictures"]:
-        batch = experiment.dataset.test.stack([names.index(picture["name"])])
+    for image in document["images"]:
+        batch = experiment.dataset.test.stack([names.index(image["name"])])
         variables = experiment.train_segmenter()
         plain = np.asarray(segment(experiment.segmenter, variables, batch)[0], np.uint8)
-        shown = unpack_maps(base64.b64decode(picture["segmented"]), 0 * plain)
+        shown = unpack_maps(base64.b64decode(image["segmented"]), 0 * plain)
         np.testing.assert_array_equal(shown[0], plain)
         dae, crf = (
-            unpack_maps(base64.b64decode(picture["refined"][name][index]), plain)
+            unpack_maps(base64.b64decode(image["refined"][name][index]), plain)
             for name, index in (("dae_y", chosen), (NAME, 0))
         )
         assert (crf[0] != dae[iterations]).sum() <= 2  # near ties

@@ -21,7 +21,7 @@ from iterinf.report.trajectories import unpack_maps
 from iterinf.runtime.files import read_arrays, write_arrays
 from tests import tiny
 from tests.browser import open_page
-from tests.report.test_html import read_document
+from tests.fixtures.pages import read_document
 from tests.segmenters.test_pretrained import make_vgg16
 
 pytestmark = pytest.mark.slow
@@ -146,18 +146,18 @@ def check_page(config, workdir):
     """
     document = read_document((workdir / "report.html").read_text())
     dataset = Experiment(config, workdir).dataset
-    assert {p["name"] for p in document["pictures"]} == set(dataset.test.names)
+    assert {p["name"] for p in document["images"]} == set(dataset.test.names)
     plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
     shown, changed = set(), set()
-    for picture in document["pictures"]:
-        index = dataset.test.names.index(picture["name"])
+    for image in document["images"]:
+        index = dataset.test.names.index(image["name"])
         label, start = dataset.test[index].label, np.zeros((32, 48), np.uint8)
-        packed = base64.b64decode(picture["segmented"])
+        packed = base64.b64decode(image["segmented"])
         segmented = unpack_maps(packed, start)[0]
         assert (segmented == label).sum() == np.trace(plain[index])
         shown |= set(segmented.flat)
         for refiner in document["curves"]:
-            texts = picture["refined"][refiner["name"]]
+            texts = image["refined"][refiner["name"]]
             assert len(texts) == 2
             packed = base64.b64decode(texts[refiner["chosen"]])
             maps = unpack_maps(packed, segmented)

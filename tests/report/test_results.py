@@ -1,14 +1,16 @@
-"""Rows and their order, what is said of the controls, the pictures shown."""
+"""Rows and their order, what is said of the controls, the images shown."""
 
 import numpy as np
 import pytest
 
 from iterinf.data import create_dataset
+from iterinf.evaluation.measures import MEASURES
 from iterinf.evaluation.tally import pack, unpack
 from iterinf.ops.metrics import compute_mean_iou
 from iterinf.report import results
 from iterinf.report.results import (
     RefinerResult,
+    Report,
     choose_images,
     describe_differences,
     list_differences,
@@ -33,17 +35,9 @@ def make_confusions(rng, num_images):
 
 def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **counts):
     """A refiner that the stages have left in `folder`: confusions by row."""
-    arrays = (
-        {}
-        if curve is None
-        else {
-            "mean_iou": curve,
-            **{
-                f"curve/{name}": curve
-                for name in ("boundary_f1", "nll", "fragmentation")
-            },
-        }
-    )
+    arrays = {}
+    if curve is not None:
+        arrays = {"mean_iou": curve} | {f"curve/{key}": curve for key in MEASURES}
     for key, confusions in counts.items():
         arrays |= pack(key, make_tally(confusions))
     write_arrays(folder / name / "test.npz", **arrays)
@@ -61,9 +55,15 @@ def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **cou
     )
 
 
-def describe(*args):
+def compare(plain, refiners):
+    """The differences of the refiners to the segmenter and their controls."""
+    rows = make_rows("FCN8", plain, refiners, range(5), 20)
+    return list_differences(rows, refiners, range(5), 20)
+
+
+def describe(plain, refiners):
     """The sentences about the refiners."""
-    return describe_differences(list_differences(*args))
+    return describe_differences(compare(plain, refiners))
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
         refiner = make_result(tmp_path, "CRF", damped=None, refined=refined)
         rows = make_rows("FCN8", make_tally(plain), [refiner], range(5), 20)
         assert [row.model for row in rows] == ["FCN8", "FCN8 + CRF"]
-        (sentence,) = describe(make_tally(plain), [refiner], range(5), 20)
+        (sentence,) = describe(make_tally(plain), [refiner])
         assert sentence.startswith(f"FCN8 + CRF {verdict} the segmenter alone: ")
 
 
@@ -139,7 +139,7 @@ def test_a_refiner_is_compared_with_the_one_that_it_follows(tmp_path):
         for name, gained in (("DAE", 3), ("both", 2))
     )
     refiners = [second._replace(follows=first.title), first]
-    differences = list_differences(make_tally(plain), refiners, range(5), 20)
+    differences = compare(make_tally(plain), refiners)
     assert [(d.model, d.over) for d in differences] == [
         ("FCN8 + both", "the segmenter alone"),
         ("FCN8 + both", "FCN8 + DAE"),
@@ -187,7 +187,7 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
         damped_step=refined - damped * change,
     )
     plain = refined - 5 * change
-    sentences = describe(make_tally(plain), [refiner], range(5), 20)
+    sentences = describe(make_tally(plain), [refiner])
     sentence, *others = sentences
     assert sentence.startswith(f"FCN8 + A {verdict}")
     assert len(others) == 2
@@ -210,7 +210,7 @@ def test_standing_still_beats_no_control(tmp_path):
         one_reconstruction=worse,
         damped_step=worse,
     )
-    (sentence,) = describe(make_tally(refined), [refiner], range(5), 20)
+    (sentence,) = describe(make_tally(refined), [refiner])
     assert "does not clearly" in sentence
     assert "the segmenter alone: 0.00 [0.00, 0.00]" in sentence
 
@@ -226,7 +226,7 @@ def test_standing_still_beats_no_control(tmp_path):
         ((1, 1, 1), 3, [0, 1, 2]),
     ],
 )
-def test_pictures_go_from_the_best_to_the_worst(tmp_path, gains, count, expected):
+def test_images_go_from_the_best_to_the_worst(tmp_path, gains, count, expected):
     initial = np.array([[[20, 20], [20, 20]]] * len(gains))
     change = np.array([[[1, -1], [0, 0]]])
     refined = initial + np.array(gains).reshape(-1, 1, 1) * change
@@ -267,13 +267,13 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
     dataset = create_dataset("streets", height=32, width=48, num_test=5)
     rows = [make_row("FCN8", make_tally(plain), make_tally(plain), BLOCKS)]
     maps = np.arange(8, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(48, 2)
-    pictures = []
+    images = []
     for index in (3, 0):
         segmented = dataset.test[index].label
         packed = [pack_maps(maps, segmented), pack_maps(maps[::-1], segmented)]
         refined = dict.fromkeys(("CRF", "once", "after", "B", "A"), packed)
-        pictures.append(ImageResult(dataset.test[index], segmented, refined))
-    write_results(tmp_path, dataset, rows, refiners, pictures, [], [], {})
+        images.append(ImageResult(dataset.test[index], segmented, refined))
+    write_results(Report(dataset, rows, refiners, [], [], {}, {}, images, []), tmp_path)
     figures = [f"figure4_{name}.png" for name in ("CRF", "after", "B", "A")]
     assert drawn == [*figures, "figure3.png"]  # one iteration is no curve
     ((images, labels, predictions, *_),) = painted
@@ -289,10 +289,12 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         "segmenter alone",
         "segmenter alone",
     ]
-    (validation, step_sizes, step_size, num_iterations, test), options = curves[2]
-    np.testing.assert_array_equal(validation, [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]])
-    assert (step_sizes, step_size, num_iterations) == ([0.1, 1.0], 0.1, 7)
-    np.testing.assert_allclose(test, [rows[0].mean_iou / 100, 0.2, 0.3])
+    ((validation, test), *choice), options = curves[2]
+    expected = [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]]
+    np.testing.assert_array_equal(validation["mean_iou"], expected)
+    assert choice == [(0.1, 1.0), 0.1, 7]
+    expected = [rows[0].mean_iou / 100, 0.2, 0.3]
+    np.testing.assert_allclose(test["mean_iou"], expected)
     assert options["title"] == "FCN8 + B"
     ((title, other),) = options["others"].items()
     assert title == "FCN8 + CRF"
@@ -312,7 +314,7 @@ def test_a_control_without_y_is_marked_and_compared_with(tmp_path):
     marked = [row.model for row in rows if row.is_control]
     assert marked[0] == "FCN8 + B"
     assert "FCN8 + A" not in marked
-    differences = list_differences(plain, refiners, range(5), 20)
+    differences = compare(plain, refiners)
     found = {(d.model, d.over): d.intervals["mean IoU"] for d in differences}
     expected = 100 * (36 / 44 - np.mean([33 / 44, 36 / 47]))
     np.testing.assert_allclose(found["FCN8 + A", "FCN8 + B"], [expected] * 3)
