@@ -44,6 +44,7 @@ from iterinf.workdir import (
     find_refiner,
     has_checkpoint,
     read_choice,
+    read_curve,
     read_epochs,
     read_summary,
     read_test,
@@ -217,7 +218,8 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
         damped_step_size=damped and damped.step_size,
         end_to_end="end_to_end" in settings and settings.end_to_end,
         is_control="reads_y" in settings.model and not settings.model.reads_y,
-        folder=find_refiner(experiment.workdir, name),
+        curve=read_curve(experiment.workdir, name),
+        test=_read_test(find_refiner(experiment.workdir, name)),
         follows=f"{config.segmenter.title} + {config.refiner[followed].title}"
         if followed
         else "",

@@ -1,6 +1,5 @@
-"""Measures of a refiner over its iterations, from the files of the stages."""
+"""Measures of a refiner over its iterations."""
 
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +7,7 @@ from jaxtyping import Float
 
 from iterinf.evaluation.measures import MEAN_IOU, MEASURES, compute_measure
 from iterinf.evaluation.tally import unpack
-from iterinf.runtime.files import read_arrays
+from iterinf.workdir import Arrays
 
 
 class Curves(NamedTuple):
@@ -20,9 +19,8 @@ class Curves(NamedTuple):
     test: dict[str, Float[np.ndarray, " p"]]
 
 
-def read_curves(folder: pathlib.Path) -> Curves:
-    """Reads curve.npz and test.npz in the folder of a refiner."""
-    curve, test = (read_arrays(folder / f"{name}.npz") for name in ("curve", "test"))
+def join_curves(curve: Arrays, test: Arrays) -> Curves:
+    """Puts the start before the iterations of curve.npz and test.npz."""
     validation: dict[str, np.ndarray] = {}
     for name in ("mean_iou", "boundary_f1"):
         if name in curve:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from iterinf.report.curves import read_curves
+from iterinf.report.curves import join_curves
 from iterinf.report.drawing import encode_jpeg
 from iterinf.report.results import RefinerResult, Report, choose_map
 from iterinf.report.table import TITLES, drop_nan, format_measure
@@ -64,7 +64,7 @@ def _encode(document: Mapping[str, Any]) -> str:
 
 def _describe_curves(refiner: RefinerResult) -> dict[str, Any]:
     """Describes a refiner's choice, and its curves over iterations in per cent."""
-    curves = read_curves(refiner.folder)
+    curves = join_curves(refiner.curve, refiner.test)
     lines = {
         name: [np.round(100 * part[name], 3).tolist() for part in curves]
         for name in curves.validation

@@ -11,7 +11,7 @@ from iterinf.data.dataset import Dataset
 from iterinf.evaluation.bootstrap import Interval, bootstrap
 from iterinf.evaluation.measures import MEAN_IOU, MEASURES
 from iterinf.evaluation.tally import Tally, unpack
-from iterinf.report.curves import read_curves
+from iterinf.report.curves import join_curves
 from iterinf.report.figures import plot_iterations, plot_segmentations, save_figure
 from iterinf.report.rows import Row, make_row
 from iterinf.report.table import (
@@ -22,7 +22,7 @@ from iterinf.report.table import (
 )
 from iterinf.report.trajectories import ImageResult, unpack_maps
 from iterinf.runtime.distributed import print_once
-from iterinf.runtime.files import read_arrays
+from iterinf.workdir import Arrays
 
 # Key in test.npz -> suffix of the row's title.
 SUFFIXES = {
@@ -58,7 +58,8 @@ class RefinerResult(NamedTuple):
     damped_step_size: float | None  # None: no controls
     end_to_end: bool  # whether it has its own segmenter
     is_control: bool  # whether it is a control for other refiners
-    folder: pathlib.Path  # holds curve.npz, test.npz
+    curve: Arrays  # on validation, curve.npz
+    test: Arrays  # test.npz
     follows: str = ""  # title of the followed refiner; "": none
 
 
@@ -86,7 +87,6 @@ def make_rows(
     """Creates the rows of the segmenter, and of each refiner and its controls."""
     rows = [make_row(title, plain, plain, blocks)]
     for refiner in refiners:
-        test = read_arrays(refiner.folder / "test.npz")
         settings: dict[str, tuple[float | None, int]] = {}
         if refiner.end_to_end:
             settings["initial"] = (None, 0)
@@ -98,7 +98,7 @@ def make_rows(
             rows.append(
                 make_row(
                     refiner.title + SUFFIXES[key],
-                    unpack(test, key),
+                    unpack(refiner.test, key),
                     plain,
                     blocks,
                     step_size=step_size,
@@ -123,7 +123,7 @@ def list_differences(
     """
     over_segmenter = {row.model: _get_intervals(row) for row in rows}
     measures = {"mean IoU": MEAN_IOU} | {TITLES[k]: m for k, m in MEASURES.items()}
-    tests = {r.title: read_arrays(r.folder / "test.npz") for r in refiners}
+    tests = {refiner.title: refiner.test for refiner in refiners}
     results = {title: unpack(test, "refined") for title, test in tests.items()}
     without_y = {r.title: results[r.title] for r in refiners if r.is_control}
     differences = []
@@ -246,7 +246,9 @@ def _plot_curves(refiners: Sequence[RefinerResult], directory: pathlib.Path) -> 
     As in the paper, the figure of a refiner with controls (a DAE) also shows those
     without (the CRF), if they start from the same y.
     """
-    curves = {refiner.name: read_curves(refiner.folder) for refiner in refiners}
+    curves = {
+        refiner.name: join_curves(refiner.curve, refiner.test) for refiner in refiners
+    }
     iterating = [r for r in refiners if curves[r.name].test["mean_iou"].size > 2]
     others = {}
     for refiner in iterating:
@@ -275,7 +277,7 @@ def choose_images(
     The first has the largest gain and the last the largest loss, so that failures are
     shown too; three images are the best, the median and the worst.
     """
-    refined = read_arrays(refiner.folder / "test.npz")["refined"]
+    refined = refiner.test["refined"]
     gained = np.einsum("nkk->n", refined - plain)
     order = np.argsort(-gained, kind="stable")  # most gained first
     positions = np.linspace(0, len(order) - 1, min(num_images, len(order)))

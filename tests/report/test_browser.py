@@ -23,7 +23,8 @@ def read_pixels(seen):
 
 
 def test_paints_what_it_holds_and_follows_slider_keys_and_lists(tmp_path):
-    dataset, records, maps = make_page(tmp_path)
+    dataset, report, maps = make_page(tmp_path)
+    records = [image.record for image in report.page_images]
     page = tmp_path / "report.html"
     steps = {
         "slider": {"set": ["#iteration", "3"]},

@@ -29,7 +29,8 @@ def test_packed_maps_come_back(rng, num_classes):
 
 
 def test_holds_images_and_maps(tmp_path):
-    dataset, records, maps = make_page(tmp_path)
+    dataset, report, maps = make_page(tmp_path)
+    records = [image.record for image in report.page_images]
     document = read_document((tmp_path / "report.html").read_text())
     assert document["classes"] == list(dataset.classes)
     assert document["colors"] == dataset.colors.tolist()
@@ -53,13 +54,12 @@ def test_holds_images_and_maps(tmp_path):
 
 
 def test_holds_curves_and_rows(tmp_path):
-    make_page(tmp_path)
+    _, report, _ = make_page(tmp_path)
     document = read_document((tmp_path / "report.html").read_text())
     crf, dae = document["curves"]
     assert (crf["chosen"], crf["num_iterations"], crf["has_controls"]) == (1, 2, False)
     assert dae["has_controls"]
-    with np.load(tmp_path / "dae" / "curve.npz") as curve:
-        mean_iou = curve["mean_iou"]
+    mean_iou = report.refiners[1].curve["mean_iou"]
     assert [line[0] for line in dae["validation"]] == [50, 50]
     assert dae["validation"][0][2] is None  # not a number
     np.testing.assert_allclose(dae["validation"][1][1:], 100 * mean_iou[1], atol=1e-3)

@@ -19,7 +19,6 @@ from iterinf.report.results import (
 )
 from iterinf.report.rows import make_row
 from iterinf.report.trajectories import ImageResult, pack_maps
-from iterinf.runtime.files import write_arrays
 from tests.tallies import make_tally
 
 NUM_CLASSES = 11
@@ -33,14 +32,13 @@ def make_confusions(rng, num_images):
     return rng.multinomial(40, chances)
 
 
-def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **counts):
-    """A refiner that the stages have left in `folder`: confusions by row."""
+def make_result(name, *, end_to_end=False, damped=0.4, curve=None, **counts):
+    """What the stages have left of a refiner: confusions by row."""
     arrays = {}
     if curve is not None:
         arrays = {"mean_iou": curve} | {f"curve/{key}": curve for key in MEASURES}
     for key, confusions in counts.items():
         arrays |= pack(key, make_tally(confusions))
-    write_arrays(folder / name / "test.npz", **arrays)
     return RefinerResult(
         name=name,
         title=f"FCN8 + {name}",
@@ -51,7 +49,8 @@ def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **cou
         damped_step_size=damped,
         end_to_end=end_to_end,
         is_control=False,
-        folder=folder / name,
+        curve={},
+        test=arrays,
     )
 
 
@@ -77,7 +76,6 @@ def refiners(tmp_path, rng, plain):
     """Two refiners of that segmenter."""
     return [
         make_result(
-            tmp_path,
             name,
             **{key: make_confusions(rng, 5) for key in KEYS} | {"initial": plain},
             curve=np.array([0.2, 0.3]),
@@ -104,7 +102,7 @@ def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners, 
 def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
     """Its gain is over the segmenter alone, like that of all rows."""
     counts = {key: make_confusions(rng, 5) for key in KEYS}
-    refiner = make_result(tmp_path, "C", end_to_end=True, **counts)
+    refiner = make_result("C", end_to_end=True, **counts)
     rows = make_rows("FCN8", make_tally(plain), [refiner], BLOCKS, 20)
     assert [row.model for row in rows] == [
         "FCN8",
@@ -124,7 +122,7 @@ def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
     change = np.array([[1, -1], [0, 0]])
     for gained, verdict in ((2, "improves on"), (-2, "is worse than")):
         refined = plain + gained * change
-        refiner = make_result(tmp_path, "CRF", damped=None, refined=refined)
+        refiner = make_result("CRF", damped=None, refined=refined)
         rows = make_rows("FCN8", make_tally(plain), [refiner], range(5), 20)
         assert [row.model for row in rows] == ["FCN8", "FCN8 + CRF"]
         (sentence,) = describe(make_tally(plain), [refiner])
@@ -135,7 +133,7 @@ def test_a_refiner_is_compared_with_the_one_that_it_follows(tmp_path):
     plain = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
     first, second = (
-        make_result(tmp_path, name, damped=None, refined=plain + gained * change)
+        make_result(name, damped=None, refined=plain + gained * change)
         for name, gained in (("DAE", 3), ("both", 2))
     )
     refiners = [second._replace(follows=first.title), first]
@@ -156,19 +154,18 @@ def test_a_refiner_is_compared_with_the_one_that_it_follows(tmp_path):
 
 def test_rows_hold_the_counts_of_their_own(refiners, plain):
     rows = make_rows("FCN8", make_tally(plain), refiners, BLOCKS, 20)
-    with np.load(refiners[1].folder / "test.npz") as test:
-        keys = ("initial", "one_reconstruction", "damped_step", "refined")
-        for row, key in zip([rows[0], *rows[4:]], keys, strict=True):
-            assert row == make_row(
-                row.model,
-                unpack(dict(test), key),
-                make_tally(plain),
-                BLOCKS,
-                step_size=row.step_size,
-                num_iterations=row.num_iterations,
-                is_control=key in ("one_reconstruction", "damped_step"),
-                num_resamples=20,
-            )
+    keys = ("initial", "one_reconstruction", "damped_step", "refined")
+    for row, key in zip([rows[0], *rows[4:]], keys, strict=True):
+        assert row == make_row(
+            row.model,
+            unpack(refiners[1].test, key),
+            make_tally(plain),
+            BLOCKS,
+            step_size=row.step_size,
+            num_iterations=row.num_iterations,
+            is_control=key in ("one_reconstruction", "damped_step"),
+            num_resamples=20,
+        )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +177,6 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
     refined = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
     refiner = make_result(
-        tmp_path,
         "A",
         refined=refined,
         one_reconstruction=refined - full * change,
@@ -204,7 +200,6 @@ def test_standing_still_beats_no_control(tmp_path):
     refined = np.array([[[36, 4], [4, 36]]] * 5)
     worse = refined - np.array([[9, -9], [0, 0]])
     refiner = make_result(
-        tmp_path,
         "A",
         refined=refined,
         one_reconstruction=worse,
@@ -230,7 +225,7 @@ def test_images_go_from_the_best_to_the_worst(tmp_path, gains, count, expected):
     initial = np.array([[[20, 20], [20, 20]]] * len(gains))
     change = np.array([[[1, -1], [0, 0]]])
     refined = initial + np.array(gains).reshape(-1, 1, 1) * change
-    refiner = make_result(tmp_path, "A", refined=refined)
+    refiner = make_result("A", refined=refined)
     assert choose_images(initial, refiner, count) == expected
 
 
@@ -247,23 +242,16 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         "plot_iterations",
         lambda *args, **options: curves.append((args, options)),
     )
-    crf = make_result(
-        tmp_path, "CRF", damped=None, initial=plain, curve=np.array([0.2, 0.4])
-    )
-    once = make_result(
-        tmp_path, "once", damped=None, initial=plain, curve=np.array([0.2])
-    )
-    after = make_result(
-        tmp_path, "after", damped=None, initial=plain, curve=np.array([0.2, 0.4])
-    )
+    crf = make_result("CRF", damped=None, initial=plain, curve=np.array([0.2, 0.4]))
+    once = make_result("once", damped=None, initial=plain, curve=np.array([0.2]))
+    after = make_result("after", damped=None, initial=plain, curve=np.array([0.2, 0.4]))
     refiners = [crf, once, after._replace(follows="FCN8 + A"), *refiners]
-    for refiner in refiners:
-        write_arrays(
-            refiner.folder / "curve.npz",
-            mean_iou=np.array([[0.5, 0.6], [0.7, 0.4]]),
-            initial_mean_iou=np.array(0.3),
-            step_sizes=np.array([0.1, 1.0]),
-        )
+    curve = {
+        "mean_iou": np.array([[0.5, 0.6], [0.7, 0.4]]),
+        "initial_mean_iou": np.array(0.3),
+        "step_sizes": np.array([0.1, 1.0]),
+    }
+    refiners = [refiner._replace(curve=curve) for refiner in refiners]
     dataset = create_dataset("streets", height=32, width=48, num_test=5)
     rows = [make_row("FCN8", make_tally(plain), make_tally(plain), BLOCKS)]
     maps = np.arange(8, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(48, 2)
@@ -307,8 +295,8 @@ def test_a_control_without_y_is_marked_and_compared_with(tmp_path):
     refined = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
     counts = {key: refined for key in KEYS}
-    control = make_result(tmp_path, "B", damped=None, refined=refined - 3 * change)
-    refiners = [control._replace(is_control=True), make_result(tmp_path, "A", **counts)]
+    control = make_result("B", damped=None, refined=refined - 3 * change)
+    refiners = [control._replace(is_control=True), make_result("A", **counts)]
     plain = make_tally(refined - 5 * change)
     rows = make_rows("FCN8", plain, refiners, range(5), 20)
     marked = [row.model for row in rows if row.is_control]
