@@ -36,7 +36,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Choice(NamedTuple):
-    """What validation chose for a refiner: selection.json.
+    """The choice for a refiner on validation: selection.json.
 
     Defaults are for files of earlier versions.
     """
@@ -88,7 +88,7 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
             if old != new and known and not f"{key}.".startswith(prefixes):
                 raise UserError(
                     f"{workdir} holds results with config.{key} = {old!r}, not "
-                    f"{new!r}; go on with the same flags, or name another workdir"
+                    f"{new!r}; resume with the same flags, or name another workdir"
                 )
     write_json(path, settings)
 

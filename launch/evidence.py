@@ -5,10 +5,10 @@
 
 Runs the configs below one after the other, each at every setting of its grid, in
 workdirs under --workdir/CONFIG. Finished runs are skipped and interrupted ones resume;
-a run whose segmenter another finished run has, takes it over. --only names some of the
+a run reuses the segmenter of a finished one with the same settings. --only names some of the
 configs. When --minutes are over, the run in progress saves and this script ends with
 status 75: the same command resumes. After each call evidence.md holds the tables of
-what is finished by then. What stands after -- is handed to every run on CamVid.
+the runs finished so far. Flags after -- are passed to every run on CamVid.
 """
 
 import os
@@ -35,7 +35,7 @@ _ONLY = flags.DEFINE_list("only", [], "Names of configs below; none: all.")
 
 
 class Question(NamedTuple):
-    """What a config, run at every setting of its grid, answers."""
+    """A question, and the config whose grid of runs answers it."""
 
     title: str
     config: str  # stem of a file of configs/
@@ -117,7 +117,7 @@ def answer(
 
 
 class _Alarm:
-    """Sends SIGTERM, which `run_grid` hands on, when some seconds are over."""
+    """Sends SIGTERM, which `run_grid` passes on, after some seconds."""
 
     def __init__(self, seconds: float | None):
         self._timer = threading.Timer(seconds or 0, self._send) if seconds else None

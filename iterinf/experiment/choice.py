@@ -38,7 +38,7 @@ from iterinf.workdir import (
 
 
 class Sweep(NamedTuple):
-    """What validation gave for some values of a refiner's scalar parameters."""
+    """The result of validation for some values of a refiner's scalar parameters."""
 
     parameters: dict[str, float]
     initial_mean_iou: float  # of the y it starts from; a fraction, as all below

@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
       config: as of configs/base.py.
       workdir: where results go, and where an interrupted run resumes.
       mode: one of MODES. A stage runs those before it if their results are missing,
-        but for `report`, which draws on what is there, and `predict` and `export`,
+        except `report`, which only reads results, and `predict` and `export`,
         which take all but the config's part of their name from a finished workdir.
       command: what the user typed, for the report.
 
@@ -108,7 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
 def _list_refiner_stages(
     experiment: Experiment, mode: str
 ) -> list[Callable[[str], object]]:
-    """What is done with every refiner: no test image before all choices are made."""
+    """Lists the stages of each refiner: all choices come before any test image."""
     choice = functools.partial(choose, experiment)
     stages: dict[str, list[Callable[[str], object]]] = {
         "train_segmenter": [],
