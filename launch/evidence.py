@@ -1,14 +1,14 @@
-"""Everything that docs/results.md answers with: runs it, resumes it, makes the tables.
+"""Runs and resumes all experiments of docs/results.md, and writes their tables.
 
     python -m launch.evidence --workdir=runs/evidence --minutes=170 \
         -- --config.dataset.options.path=PATH_OF_CAMVID
 
 Runs the configs below one after the other, each at every setting of its grid, in
 workdirs under --workdir/CONFIG. Finished runs are skipped and interrupted ones resume;
-a run reuses the segmenter of a finished one with the same settings. --only names some of the
-configs. When --minutes are over, the run in progress saves and this script ends with
-status 75: the same command resumes. After each call evidence.md holds the tables of
-the runs finished so far. Flags after -- are passed to every run on CamVid.
+a run reuses the segmenter of a finished one with the same settings. --only names some
+of the configs. When --minutes are over, the run in progress saves and this script ends
+with status 75: the same command resumes. After each call evidence.md holds the tables
+of the runs finished so far. Flags after -- are passed to every run on CamVid.
 """
 
 import os
