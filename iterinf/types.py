@@ -40,3 +40,13 @@ class Refinement(NamedTuple):
 
     y: PyTree[Shaped[Array, "..."]]  # [b h w k], or the state after the last step
     observations: PyTree[Shaped[Array, "t ..."]]  # observe(y) after each update
+
+
+class Selection(NamedTuple):
+    """A choice made on validation."""
+
+    step_size: float
+    num_iterations: int
+    mean_iou: float  # on validation, a fraction
+    parameters: dict[str, float]  # chosen scalar parameters by name
+    boundary_f1: float | None = None  # on validation; None in earlier versions

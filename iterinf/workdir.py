@@ -1,32 +1,77 @@
-"""The files of a workdir that bind what may be done in it."""
+"""The files of a workdir: each is written and read here.
+
+    config.json, data.json    the config, and what tells the data apart
+    segmenter/                summary.json, statistics.npz, input.json, test.npz
+    refiners/NAME/            sweep.jsonl, curve.npz, selection.json, test.npz
+
+Training writes checkpoints/ and metrics.jsonl (training/checkpoints.py, loop.py), the
+report results/ and report.html, provenance runs.jsonl.
+"""
 
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
-from iterinf.config import UNBOUND, depends_on_batches, flatten
+from iterinf.config import UNBOUND, depends_on_batches, find_followed, flatten
 from iterinf.errors import UserError
 from iterinf.runtime.distributed import ask_first
-from iterinf.runtime.files import has_file, write_json
-from iterinf.segmenters.fcn8 import FCN8
-from iterinf.segmenters.pretrained import VGG16_INPUT, find_input
+from iterinf.runtime.files import (
+    append_line,
+    create_folder,
+    has_file,
+    read_arrays,
+    read_lines,
+    write_arrays,
+    write_json,
+)
+from iterinf.types import Selection
 
-_KEPT = "input.json"  # what images are normalised by, in the segmenter's folder
+Arrays = dict[str, np.ndarray]
+
+
+class Choice(NamedTuple):
+    """The choice for a refiner on validation: selection.json.
+
+    Defaults are for files of earlier versions.
+    """
+
+    refined: Selection
+    damped: Selection | None = None  # of one damped step; None: there are no controls
+    followed: Selection | None = None  # of the refiner that this one follows
+    metric: str = "mean_iou"
+    initial_mean_iou: float | None = None  # of the segmenter's y on validation
+    seconds: float = 0.0  # that the sweeps took
+
+
+class ClassInfo(NamedTuple):
+    """The classes and image format of the data."""
+
+    classes: tuple[str, ...]  # k names
+    colors: UInt8[np.ndarray, "k+1 3"]  # RGB; the last is void
+    size: tuple[int, int]  # height and width of the first training image
+    outputs: dict[str, int]  # number of channels of precomputed outputs, by name
+
+
+def find_refiner(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns the folder of a refiner."""
+    return workdir / "refiners" / name
 
 
 def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Writes config.json; an earlier one must agree in all that shaped results.
 
-    Refiners may be added; one may change until its training begins, its grid of step
-    sizes and iterations until the choice is made. Keys that only one config has are
-    compared in options alone: elsewhere they come with another version of the code.
+    Refiners may be added. A refiner may change until its training begins, its grid of
+    step sizes and iterations until the choice is made. Keys that only one config has
+    are compared in options alone: elsewhere another version of the code added them.
 
     Raises:
-      UserError: the first key in which they differ.
+      UserError: naming the first key in which they differ.
     """
     path = workdir / "config.json"
     if has_file(path) and has_results(workdir):
@@ -43,15 +88,15 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
             if old != new and known and not f"{key}.".startswith(prefixes):
                 raise UserError(
                     f"{workdir} holds results with config.{key} = {old!r}, not "
-                    f"{new!r}; go on with the same flags, or name another workdir"
+                    f"{new!r}; resume with the same flags, or name another workdir"
                 )
     write_json(path, settings)
 
 
 def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of refiners that no result depends on yet."""
+    """Yields the keys of refiners that no result depends on yet."""
     for name in names:
-        folder = workdir / "refiners" / name
+        folder = find_refiner(workdir, name)
         yield f"refiner.{name}.title"
         if not has_file(folder / "selection.json"):
             yield f"refiner.{name}.selection"
@@ -60,7 +105,7 @@ def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[s
 
 
 def has_results(folder: pathlib.Path) -> bool:
-    """Whether anything has been trained, chosen or measured under a folder."""
+    """Whether anything under a folder was trained, chosen or measured."""
     files = ("summary.json", "sweep.jsonl", "selection.json", "test.npz")
     return has_checkpoint(folder) or ask_first(
         lambda: any(True for name in files for _ in folder.rglob(name))
@@ -68,61 +113,198 @@ def has_results(folder: pathlib.Path) -> bool:
 
 
 def has_checkpoint(folder: pathlib.Path) -> bool:
-    """Whether a whole checkpoint lies under `folder`, at any depth.
+    """Whether a complete checkpoint lies under `folder`, at any depth.
 
-    What a kill inside a write leaves has another name than the number of a step.
+    A write that was cut off leaves another name than the number of a step.
     """
     return ask_first(
         lambda: any(path.name.isdigit() for path in folder.glob("**/checkpoints/*"))
     )
 
 
-def match_input(segmenter: nn.Module, path: str, folder: pathlib.Path) -> nn.Module:
-    """Normalises images as the network did from which the initial weights come.
-
-    Args:
-      segmenter: of the config. An `input_mean` of 0 and an `input_std` of 1, the
-        defaults, are replaced by those of the weights; others must equal them.
-      path: file of the weights; not read once training has begun.
-      folder: the segmenter's, in the workdir; `keep_input` has written there.
-
-    Returns:
-      The segmenter with that normalisation.
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """Reads config.json, with tuples for lists, so that networks are hashable.
 
     Raises:
-      UserError: if the file of weights cannot be read, or belongs to another
-        normalisation than the one configured.
+      UserError: If there is none.
     """
-    if not isinstance(segmenter, FCN8):
-        return segmenter
-    if not has_checkpoint(folder):
-        numbers = find_input(pathlib.Path(path))
-        _check_input(segmenter, numbers, path)
-    elif has_file(folder / _KEPT):
-        numbers = json.loads((folder / _KEPT).read_text())
-    else:  # of a version that knew no other weights
-        numbers = VGG16_INPUT
-    return segmenter.clone(**{name: tuple(values) for name, values in numbers.items()})
+    return ConfigDict(_freeze(_read_json(workdir / "config.json")))
 
 
-def _check_input(segmenter: FCN8, numbers: Mapping[str, Any], path: str) -> None:
-    for name, wanted in numbers.items():
-        configured, default = getattr(segmenter, name), getattr(FCN8, name)
-        if not np.allclose(configured, default) and not np.allclose(configured, wanted):
-            raise UserError(
-                f"config.segmenter.model.{name} is {tuple(configured)}, but the "
-                f"weights in {path} were trained with {tuple(wanted)}: expected that, "
-                f"or {default}, which takes it from the weights"
-            )
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _freeze(entry) for key, entry in value.items()}
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
-def keep_input(segmenter: nn.Module, folder: pathlib.Path) -> None:
-    """Writes into its folder what a segmenter normalises images by."""
-    write_json(folder / _KEPT, describe_input(segmenter))
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} does not exist; run --mode=evaluate first") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def describe_input(segmenter: nn.Module) -> dict[str, tuple[float, ...]]:
-    """What a segmenter normalises images by, as attributes; none, if by nothing."""
-    if not isinstance(segmenter, FCN8):
-        return {}
-    return {name: getattr(segmenter, name) for name in VGG16_INPUT}
+def keep_data(workdir: pathlib.Path, described: Mapping[str, Any]) -> None:
+    """Writes data.json, see `iterinf.data.dataset.describe_dataset`.
+
+    Raises:
+      UserError: If results were made from data with other classes, names or records.
+    """
+    path = workdir / "data.json"
+    if has_file(path) and has_results(workdir):
+        kept = _read_json(path)
+        for name, found in described.items():
+            if kept.get(name, found) != found and name != "colors":
+                raise UserError(
+                    f"{workdir} holds results of other data (its {name} differ); name "
+                    "another workdir"
+                )
+    write_json(path, described)
+
+
+def read_class_info(workdir: pathlib.Path) -> ClassInfo:
+    """Reads from data.json what prediction needs of the data."""
+    path = workdir / "data.json"
+    content = _read_json(path)
+    if not {"colors", "size", "outputs"} <= content.keys():
+        raise UserError(
+            f"{path} is from an earlier version and lacks class colours and image "
+            "sizes; run --mode=report once to update it"
+        )
+    return ClassInfo(
+        tuple(content["classes"]),
+        np.array(content["colors"], np.uint8),
+        (content["size"][0], content["size"][1]),
+        content["outputs"],
+    )
+
+
+def has_summary(workdir: pathlib.Path) -> bool:
+    """Whether the segmenter is trained and scored."""
+    return has_file(workdir / "segmenter" / "summary.json")
+
+
+def write_summary(workdir: pathlib.Path, summary: Mapping[str, float]) -> None:
+    """Writes the segmenter's scores on training crops and on validation."""
+    write_json(workdir / "segmenter" / "summary.json", summary)
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, float]:
+    """Reads the segmenter's scores."""
+    return _read_json(workdir / "segmenter" / "summary.json")
+
+
+def write_statistics(workdir: pathlib.Path, statistics: Mapping[str, Any]) -> None:
+    """Writes the running statistics of the segmenter's batch normalisations."""
+    arrays = flatten_dict(statistics, sep="/")
+    write_arrays(workdir / "segmenter" / "statistics.npz", **arrays)
+
+
+def read_statistics(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Reads the running statistics; None if they are not estimated yet."""
+    path = workdir / "segmenter" / "statistics.npz"
+    return unflatten_dict(read_arrays(path), sep="/") if has_file(path) else None
+
+
+def append_sweep(workdir: pathlib.Path, name: str, line: Mapping[str, Any]) -> None:
+    """Appends to sweep.jsonl what some values of the parameters led to."""
+    folder = find_refiner(workdir, name)
+    create_folder(folder)
+    append_line(folder / "sweep.jsonl", json.dumps(line))
+
+
+def read_sweeps(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
+    """Reads the lines of sweep.jsonl; none if there is no file."""
+    path = find_refiner(workdir, name) / "sweep.jsonl"
+    return [json.loads(line) for line in read_lines(path)]
+
+
+def has_choice(workdir: pathlib.Path, name: str) -> bool:
+    """Whether validation has chosen for a refiner."""
+    return has_file(find_refiner(workdir, name) / "selection.json")
+
+
+def write_choice(
+    workdir: pathlib.Path, name: str, choice: Choice, curve: Mapping[str, np.ndarray]
+) -> None:
+    """Writes curve.npz, then selection.json."""
+    folder = find_refiner(workdir, name)
+    write_arrays(folder / "curve.npz", **curve)
+    content = {
+        key: value._asdict() if isinstance(value, Selection) else value
+        for key, value in choice._asdict().items()
+        if value is not None
+    }
+    write_json(folder / "selection.json", content)
+
+
+def read_choice(workdir: pathlib.Path, name: str) -> Choice:
+    """Reads selection.json.
+
+    Raises:
+      UserError: If there is none.
+    """
+    content = _read_json(find_refiner(workdir, name) / "selection.json")
+    for key in {"refined", "damped", "followed"} & content.keys():
+        content[key] = Selection(**content[key])
+    return Choice(**content)
+
+
+def read_followed(
+    workdir: pathlib.Path, config: ConfigDict, name: str
+) -> Selection | None:
+    """Reads the choice of the refiner that this one follows; None if it follows none.
+
+    Raises:
+      UserError: If that choice is missing, or has changed since this refiner's own
+        choice was made.
+    """
+    followed = find_followed(config.refiner[name])
+    if not followed:
+        return None
+    found = read_choice(workdir, followed).refined
+    if has_choice(workdir, name) and read_choice(workdir, name).followed != found:
+        raise UserError(
+            f"{find_refiner(workdir, name) / 'selection.json'} was made with another "
+            f"choice of {followed}; remove it to choose again"
+        )
+    return found
+
+
+def read_curve(workdir: pathlib.Path, name: str) -> Arrays:
+    """Reads curve.npz: measures on validation by step size and iteration."""
+    return read_arrays(find_refiner(workdir, name) / "curve.npz")
+
+
+def write_test(folder: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Writes test.npz of a network: counts per test image."""
+    write_arrays(folder / "test.npz", **arrays)
+
+
+def read_test(folder: pathlib.Path) -> Arrays | None:
+    """Reads test.npz of a network.
+
+    Returns:
+      None if there is none, or it is of an earlier version, which had only confusions.
+    """
+    path = folder / "test.npz"
+    arrays = read_arrays(path) if has_file(path) else {}
+    return arrays if any(key.endswith("/num_components") for key in arrays) else None
+
+
+def read_epochs(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl of a training phase, a dict per epoch."""
+    return [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
+
+
+def write_input(workdir: pathlib.Path, numbers: Mapping[str, Any]) -> None:
+    """Writes what the segmenter normalises images by."""
+    write_json(workdir / "segmenter" / "input.json", numbers)
+
+
+def read_input(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Reads what the segmenter normalises images by; None from earlier versions."""
+    path = workdir / "segmenter" / "input.json"
+    return _read_json(path) if has_file(path) else None

@@ -65,7 +65,7 @@ def read_frames(
     options = config.dataset.options.to_dict() | {"scale": 1}
     validation = create_dataset(config.dataset.name, **options).validation
     indices = np.linspace(0, len(validation) - 1, num_frames).astype(int).tolist()
-    segmenter, variables = experiment.segmenter, experiment.segmenter_variables
+    segmenter, variables = experiment.segmenter, experiment.train_segmenter()
     segment = jax.jit(lambda *args: propose(segmenter, *args).y)
     batches = [validation.stack([index]) for index in indices]
     proposals = [
@@ -96,7 +96,7 @@ def compare(
 def list_calls(
     y: Float[np.ndarray, "b h w k"], image: UInt8[np.ndarray, "b h w 3"], width: float
 ) -> dict[str, Callable[[], Any]]:
-    """What is timed: whole calls and the loop on both sides, then the parts of ours."""
+    """Returns the timed functions: whole calls and loops of both, then our parts."""
     places, colors = make_features(jnp.asarray(image[:1] / np.float32(255)))
     spatial = places / SPATIAL_WIDTH
     bilateral = jnp.concatenate([places / width, colors[0] / COLOR_WIDTH], axis=1)

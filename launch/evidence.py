@@ -1,14 +1,14 @@
-"""Everything that docs/results.md answers with: runs it, resumes it, makes the tables.
+"""Runs and resumes all experiments of docs/results.md, and writes their tables.
 
     python -m launch.evidence --workdir=runs/evidence --minutes=170 \
         -- --config.dataset.options.path=PATH_OF_CAMVID
 
 Runs the configs below one after the other, each at every setting of its grid, in
 workdirs under --workdir/CONFIG. Finished runs are skipped and interrupted ones resume;
-a run whose segmenter another finished run has, takes it over. --only names some of the
-configs. When --minutes are over, the run in progress saves and this script ends with
-status 75: the same command resumes. After each call evidence.md holds the tables of
-what is finished by then. What stands after -- is handed to every run on CamVid.
+a run reuses the segmenter of a finished one with the same settings. --only names some
+of the configs. When --minutes are over, the run in progress saves and this script ends
+with status 75: the same command resumes. After each call evidence.md holds the tables
+of the runs finished so far. Flags after -- are passed to every run on CamVid.
 """
 
 import os
@@ -35,7 +35,7 @@ _ONLY = flags.DEFINE_list("only", [], "Names of configs below; none: all.")
 
 
 class Question(NamedTuple):
-    """What a config, run at every setting of its grid, answers."""
+    """A question, and the config whose grid of runs answers it."""
 
     title: str
     config: str  # stem of a file of configs/
@@ -44,7 +44,9 @@ class Question(NamedTuple):
 
 QUESTIONS = (
     Question("Generated streets, three seeds", "quickstart_seeds", False),
-    Question("Does recycling make the loop pay?", "quickstart_recycling", False),
+    Question(
+        "Does training where the loop goes make it pay?", "quickstart_recycling", False
+    ),
     Question("CamVid at half size, FCN-8, three seeds", "camvid_small_seeds", True),
     Question("CamVid at half size, FCN-8 from VGG16", "camvid_vgg16_seeds", True),
     Question(
@@ -115,7 +117,7 @@ def answer(
 
 
 class _Alarm:
-    """Sends SIGTERM, which `run_grid` hands on, when some seconds are over."""
+    """Sends SIGTERM, which `run_grid` passes on, after some seconds."""
 
     def __init__(self, seconds: float | None):
         self._timer = threading.Timer(seconds or 0, self._send) if seconds else None

@@ -9,12 +9,11 @@ A config file with a grid defines, beside `get_config`,
             add(seed=seed, **{"refiner.dae_y.objective.sigma": 0.2})
 
 and every call of `add` is a run with these keys changed. Each has a workdir under
---workdir, named by what it changes, e.g. runs/seeds/seed=1. Finished ones are skipped,
-interrupted ones go on; one that differs from a finished one in its refiners alone takes
-over that one's segmenter. If a run fails the others still run, and this script ends
-with status 1; if one was interrupted, with 75 ("try again"). What stands after -- is
-handed to every run. table.{md,csv,json} is written after each call, of what is finished
-by then (launch/grid_table.py).
+--workdir, named by its changes, e.g. runs/seeds/seed=1. Finished runs are skipped and
+interrupted ones resume; a run that differs from a finished one only in its refiners
+reuses its segmenter. If a run fails the others still run, and this script ends with
+status 1; if one was interrupted, with 75 ("try again"). Flags after -- are passed to
+every run. table.{md,csv,json} holds the runs finished so far (launch/grid_table.py).
 
 --jobs runs several at once, each of which prints to log.txt in its workdir;
 --devices=0,1 does so with a GPU for each. --slurm submits launch/slurm.sh for each
@@ -267,7 +266,7 @@ def _launch(config: str, root: pathlib.Path, argv: list[str]) -> int:
     write_grid_table([(root / run.name, run.setting) for run in runs], root)
     for names, what in ((failed, "failed"), (unfinished, "unfinished")):
         if names:
-            print(f"{what}: {', '.join(names)}; call again to go on")
+            print(f"{what}: {', '.join(names)}; the same command resumes")
     return 1 if failed else UNFINISHED if unfinished else 0
 
 

@@ -1,4 +1,4 @@
-"""Draws docs/method.png: what is computed once an image, and what in the loop.
+"""Draws docs/method.png: what is computed once per image, and what in the loop.
 
 python -m launch.method_figure
 """
@@ -24,7 +24,7 @@ def main() -> None:
     axes.set_xlim(0, 10)
     axes.set_ylim(0, 3.6)
     axes.set_axis_off()
-    _draw_frame(axes, (0.15, 0.2, 4.95, 3.2), "once an image", _ONCE)
+    _draw_frame(axes, (0.15, 0.2, 4.95, 3.2), "once per image", _ONCE)
     _draw_frame(axes, (5.4, 0.2, 4.45, 3.2), "in every iteration", _LOOP)
     _draw_box(axes, (0.85, 1.5), "image x", 0.9)
     _draw_box(axes, (2.45, 1.5), "segmenter", 1.3)

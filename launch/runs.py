@@ -1,4 +1,4 @@
-"""Experiments in processes of their own: what launch.table1 and launch.grid share."""
+"""Experiments in separate processes, for the other launch scripts."""
 
 import contextlib
 import json
@@ -28,10 +28,10 @@ _GRACE = 60  # seconds to save in, before a run is killed
 
 
 def read_config_file(path: pathlib.Path) -> dict[str, Any]:
-    """The names that a config file defines; calling its get_config() will work.
+    """Returns the names that a config file defines, after a call of its get_config().
 
     Raises:
-      UserError: if the file holds no config.
+      UserError: If the file holds no config.
     """
     try:
         names = runpy.run_path(str(path))
@@ -43,22 +43,22 @@ def read_config_file(path: pathlib.Path) -> dict[str, Any]:
 
 
 def describe_segmenter(config: ConfigDict) -> str:
-    """A config without its refiners, as JSON: equal ones train equal segmenters."""
+    """Returns a config without refiners, as JSON: equal ones train equal segmenters."""
     settings = json.loads(config.to_json())
     settings.pop("refiner"), settings.pop("refiners")
     return json.dumps(settings, sort_keys=True)
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
-    """Whether an experiment has come to its end."""
+    """Whether an experiment is finished."""
     return (workdir / "results" / "table.json").exists()
 
 
 def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a workdir, its segmenter trained, without refiners, if there is no target.
+    """Copies a workdir with its trained segmenter, without refiners, unless it exists.
 
     Raises:
-      UserError: if writing fails; the target then has no segmenter.
+      UserError: If writing fails; the target then has no segmenter.
     """
     if (target / "segmenter").exists():
         return
@@ -77,27 +77,27 @@ def copy_segmenter(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 class Launcher:
-    """Runs experiments; a context that hands SIGINT and SIGTERM on to them."""
+    """Runs experiments; a context that passes SIGINT and SIGTERM on to them."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
         self._processes: set[subprocess.Popen[bytes]] = set()
 
     def is_stopped(self) -> bool:
-        """Whether one of them has come; no run begins after that."""
+        """Whether a signal has arrived; no run starts after that."""
         return self._signal is not None
 
     def __enter__(self) -> "Launcher":
-        """Starts to listen; in the main thread alone, as Python wants it."""
+        """Installs the handlers; only possible in the main thread."""
         numbers = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {n: signal.signal(n, self._hand_on) for n in numbers}
+        self._previous = {n: signal.signal(n, self._pass_on) for n in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _hand_on(self, number: int, _: object) -> None:
+    def _pass_on(self, number: int, _: object) -> None:
         self._signal = number
         for process in list(self._processes):
             process.send_signal(number)
@@ -109,7 +109,7 @@ class Launcher:
         log: pathlib.Path | None,
         environment: Mapping[str, str],
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """A process that gets all signals, also one that comes while it starts."""
+        """Starts a process that receives every signal, even one during its start."""
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(log.open("ab")) if log else None
             process = subprocess.Popen(
@@ -131,21 +131,21 @@ class Launcher:
         log: pathlib.Path | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> bool:
-        """Runs or goes on with one experiment; several threads may, at once.
+        """Runs or resumes an experiment; several threads may do so at once.
 
         Args:
-          config: path of a config file.
-          workdir: of the experiment.
-          overrides: flags handed on.
-          seconds: when to stop it; None: never.
-          log: gets what it prints; None: this process's own output.
-          environment: variables that it gets besides this process's own.
+          config: The path of a config file.
+          workdir: The workdir of the experiment.
+          overrides: Flags passed to it.
+          seconds: The time limit; None for no limit.
+          log: A file for its output; None for that of this process.
+          environment: Environment variables in addition to those of this process.
 
         Returns:
-          Whether it is finished.
+          Whether it finished.
 
         Raises:
-          UserError: if it ended with an error; its sentence has been printed by then.
+          UserError: If it ended with an error, which it has printed.
         """
         if self.is_stopped():
             return False

@@ -3,12 +3,11 @@
     python -m launch.table1 --configs=camvid_fcn8,camvid_fc_densenet103 \
         --workdir=runs/table1 --minutes=9 -- --config.dataset.options.path=DATA
 
-Every config has a workdir of its own under --workdir; one that differs from an earlier
-one in its refiners alone takes over that one's segmenter. When --minutes are over, the
-run in progress is told to save and this script ends with status 75 ("try again"):
-call it again, until it ends with 0. If a run fails the others still run, and the status
-is 1. What stands after -- is handed to every run. The table is written after each call,
-of what is finished by then.
+Every config has its own workdir under --workdir; one that differs from an earlier one
+only in its refiners reuses its segmenter. When --minutes are over, the run in progress
+saves and this script ends with status 75 ("try again"): call it again, until it ends
+with 0. If a run fails the others still run, and the status is 1. Flags after -- are
+passed to every run. The table holds the runs finished so far.
 
 --jobs=N, on one GPU that no training fills, runs N processes at once, which share its
 memory: the configs', and after a segmenter all refiners of its config. Each prints to
@@ -136,7 +135,7 @@ class Block(NamedTuple):
 
 
 def _read_block(name: str, root: pathlib.Path, refiners: tuple[str, ...]) -> Block:
-    """Reads a config; `refiners`, if there are any, take the place of its own."""
+    """Reads a config; `refiners`, if any, replace its list."""
     path = pathlib.Path(name)
     if path.suffix != ".py":
         path = PAPER.parent.parent / "configs" / f"{name}.py"
@@ -191,7 +190,7 @@ class Processes:
 
         Args:
           block: of its config.
-          workdir: of its own.
+          workdir: The workdir.
           refiners: of the config.
           mode: of `iterinf.main`.
           prepare: what comes before, if there is time for it.
@@ -226,7 +225,7 @@ class Processes:
 def run_apart(processes: Processes, block: Block) -> bool:
     """Trains a segmenter, then all refiners at once; the numbers are those of one run.
 
-    Every refiner has a workdir of its own in WORKDIR.parts, on a copy of the segmenter.
+    Each refiner runs in its own workdir in WORKDIR.parts, on a copy of the segmenter.
     Once its choice is made, its folder moves into the whole; the test split, and the
     table, are left to a last run, of those refiners that have come so far. So are the
     choices of refiners that follow another.
@@ -326,7 +325,7 @@ def _run(argv: list[str]) -> None:
         sys.exit("\n".join(f"launch.table1: {error}" for error in errors))
     left = [name for name in names if not finished[name]]
     if left:
-        print(f"unfinished: {', '.join(left)}; call again to go on")
+        print(f"unfinished: {', '.join(left)}; the same command resumes")
         sys.exit(UNFINISHED)
 
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a workdir, or of a grid's: losses, sweeps, figures, tables.
+"""Shows a workdir, or those of a grid, in TensorBoard: losses, sweeps, figures, tables.
 
     pip install tensorboardX tensorboard
     python -m launch.tensorboard WORKDIR --follow &
@@ -6,7 +6,7 @@
 
 Writes event files from what runs leave: metrics.jsonl of every network, a step an
 epoch; curve.npz of every refiner, a run a step size and a step an iteration; pictures
-and tables of results/. --follow goes on until every table is there. Training itself
+and tables of results/. --follow continues until every table is written. Training itself
 knows nothing of TensorBoard.
 """
 
@@ -69,7 +69,7 @@ class Events:
                     writer.add_scalar(tag, epoch[tag], epoch["epoch"], end)
 
     def add_results(self) -> None:
-        """Adds sweeps, figures and tables, of what is there."""
+        """Adds the sweeps, figures and tables that exist."""
         for path in sorted(self._workdir.glob("**/refiners/*/curve.npz")):
             curve = read_arrays(path)
             curves = zip(curve["step_sizes"], curve["mean_iou"], strict=True)

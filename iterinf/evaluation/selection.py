@@ -10,6 +10,7 @@ from iterinf.errors import UserError
 from iterinf.evaluation.measures import BOUNDARY_F1, compute_measure
 from iterinf.evaluation.tally import Tally
 from iterinf.ops.metrics import compute_mean_iou
+from iterinf.types import Selection
 
 METRICS = ("mean_iou", "boundary_f1")  # selection criteria
 
@@ -19,16 +20,6 @@ class Curves(NamedTuple):
 
     mean_iou: Float[np.ndarray, "s t"]
     boundary_f1: Float[np.ndarray, "s t"]
-
-
-class Selection(NamedTuple):
-    """A choice made on validation."""
-
-    step_size: float
-    num_iterations: int
-    mean_iou: float  # on validation, a fraction
-    parameters: dict[str, float]  # chosen scalar parameters by name
-    boundary_f1: float | None = None  # on validation; None in earlier versions
 
 
 def compute_curves(tally: Tally) -> Curves:

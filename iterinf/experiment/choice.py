@@ -1,7 +1,6 @@
 """Validation chooses, test follows: what is done with a refiner once it is trained."""
 
 import json
-import pathlib
 import time
 import zlib
 from collections.abc import Mapping
@@ -17,25 +16,29 @@ from iterinf.data import Split
 from iterinf.errors import UserError
 from iterinf.evaluation.label_maps import count_predictions
 from iterinf.evaluation.measures import BOUNDARY_F1, MEAN_IOU, MEASURES, compute_measure
-from iterinf.evaluation.selection import Curves, Selection, compute_curves, select
+from iterinf.evaluation.selection import Curves, compute_curves, select
 from iterinf.evaluation.sweep import Counts, count_refinements
 from iterinf.evaluation.tally import Spec, Tally, pack
 from iterinf.experiment.stages import Experiment
-from iterinf.prediction.pipeline import Followed, read_followed, set_test_dtype
-from iterinf.runtime.files import (
-    append_line,
-    create_folder,
-    has_file,
-    read_arrays,
-    read_lines,
-    write_arrays,
-    write_json,
-)
+from iterinf.prediction.pipeline import set_test_dtype
 from iterinf.runtime.profiling import trace_all
+from iterinf.types import Selection
+from iterinf.workdir import (
+    Choice,
+    append_sweep,
+    find_refiner,
+    has_choice,
+    read_choice,
+    read_followed,
+    read_sweeps,
+    read_test,
+    write_choice,
+    write_test,
+)
 
 
 class Sweep(NamedTuple):
-    """What validation gave for some values of a refiner's scalar parameters."""
+    """The result of validation for some values of a refiner's scalar parameters."""
 
     parameters: dict[str, float]
     initial_mean_iou: float  # of the y it starts from; a fraction, as all below
@@ -54,18 +57,27 @@ class Sweep(NamedTuple):
 def choose(experiment: Experiment, name: str) -> Selection:
     """Chooses step size, iterations and parameters of a refiner on validation.
 
-    The refiner that it follows, if any, is chosen first. Writes curve.npz and
-    selection.json; where the latter is there, reads it. A line of sweep.jsonl keeps
-    what some values of the parameters led to, so that it goes on.
+    The refiner that it follows, if any, is chosen first. A choice that was made before
+    is read. sweep.jsonl keeps what each of the parameters' values led to, so that an
+    interrupted choice resumes.
+
+    Raises:
+      UserError: If an earlier choice was made by another metric.
     """
-    folder = experiment.workdir / "refiners" / name
-    grid = experiment.config.refiner[name].selection
-    if before := find_followed(experiment.config.refiner[name]):
+    workdir, config = experiment.workdir, experiment.config
+    grid = config.refiner[name].selection
+    if before := find_followed(config.refiner[name]):
         choose(experiment, before)
-    followed = read_followed(experiment.workdir, experiment.config, name)
-    if has_file(folder / "selection.json"):
-        return _read_choice(folder / "selection.json", grid.metric)
-    experiment.train_refiner(name)
+    followed = read_followed(workdir, config, name)
+    if has_choice(workdir, name):
+        choice = read_choice(workdir, name)
+        if choice.metric != grid.metric:
+            raise UserError(
+                f"refiner {name} of {workdir} was chosen by {choice.metric}, not by "
+                f"{grid.metric}; name another workdir, or the same metric"
+            )
+        return choice.refined
+    experiment.train_refiner(name)  # not within the time that the sweep takes
     sweeps = _sweep_parameters(experiment, name, followed)
     selections = [
         select(sweep.curves, grid.step_sizes, grid.metric) for sweep in sweeps
@@ -79,57 +91,50 @@ def choose(experiment: Experiment, name: str) -> Selection:
     )
     sweep = sweeps[best]
     selection = selections[best]._replace(parameters=sweep.parameters)
-    content: dict[str, Any] = {"refined": selection._asdict()}
     started = time.monotonic()
-    if grid.damped_step_sizes:
-        counts = _count(
-            experiment,
-            name,
-            experiment.dataset.validation,
-            grid.damped_step_sizes,
-            1,
-            "damped steps",
-            selection.parameters,
-        )
-        damped = select(
-            compute_curves(counts.refined), grid.damped_step_sizes, grid.metric
-        )
-        content["damped"] = damped._asdict()
-    if followed:
-        content["followed"] = followed._asdict()
-    content["metric"] = grid.metric
-    content["initial_mean_iou"] = sweep.initial_mean_iou
+    damped = _choose_damped_step(experiment, name, selection.parameters)
     seconds = time.monotonic() - started + sum(sweep.seconds for sweep in sweeps)
-    content["seconds"] = round(seconds, 1)
-    write_arrays(
-        folder / "curve.npz",
-        **sweep.curves._asdict(),
-        initial_mean_iou=np.asarray(sweep.initial_mean_iou),
-        initial_boundary_f1=np.asarray(sweep.initial_boundary_f1),
-        step_sizes=np.asarray(grid.step_sizes),
+    choice = Choice(
+        refined=selection,
+        damped=damped,
+        followed=followed,
+        metric=grid.metric,
+        initial_mean_iou=sweep.initial_mean_iou,
+        seconds=round(seconds, 1),
     )
-    write_json(folder / "selection.json", content)
+    curve = {
+        **sweep.curves._asdict(),
+        "initial_mean_iou": np.asarray(sweep.initial_mean_iou),
+        "initial_boundary_f1": np.asarray(sweep.initial_boundary_f1),
+        "step_sizes": np.asarray(grid.step_sizes),
+    }
+    write_choice(workdir, name, choice, curve)
     return selection
 
 
-def _read_choice(path: pathlib.Path, metric: str) -> Selection:
-    kept = json.loads(path.read_text())
-    found = kept.get("metric", "mean_iou")  # earlier versions knew no other
-    if found != metric:
-        raise UserError(
-            f"{path} was chosen by {found}, not by {metric}; name another workdir, or "
-            "the same metric"
-        )
-    return Selection(**kept["refined"])
+def _choose_damped_step(
+    experiment: Experiment, name: str, parameters: dict[str, float]
+) -> Selection | None:
+    """Chooses the step size of a single step, a control of the loop."""
+    grid = experiment.config.refiner[name].selection
+    if not grid.damped_step_sizes:
+        return None
+    counts = _count(
+        experiment,
+        name,
+        experiment.dataset.validation,
+        grid.damped_step_sizes,
+        1,
+        "damped steps",
+        parameters,
+    )
+    return select(compute_curves(counts.refined), grid.damped_step_sizes, grid.metric)
 
 
 def _sweep_parameters(
-    experiment: Experiment, name: str, followed: Followed | None
+    experiment: Experiment, name: str, followed: Selection | None
 ) -> list[Sweep]:
     """One sweep for all values of the parameters: a product over their names."""
-    folder = experiment.workdir / "refiners" / name
-    create_folder(folder)
-    path = folder / "sweep.jsonl"
     grid = experiment.config.refiner[name].selection
     tried = [
         dict(zip(grid.parameters, values, strict=True))
@@ -137,7 +142,7 @@ def _sweep_parameters(
     ]
     settings = _sum_settings(experiment.config.refiner[name], followed)
     fields = set(Sweep._fields)  # lines of an earlier version had fewer
-    lines = [json.loads(line) for line in read_lines(path)]
+    lines = read_sweeps(experiment.workdir, name)
     sweeps = [
         sweep
         for sweep in (Sweep(**line) for line in lines if line.keys() == fields)
@@ -167,12 +172,12 @@ def _sweep_parameters(
             time.monotonic() - started,
             settings,
         )
-        append_line(path, json.dumps(sweep._asdict()))
+        append_sweep(experiment.workdir, name, sweep._asdict())
         sweeps.append(sweep)
     return sweeps
 
 
-def _sum_settings(refiner: ConfigDict, followed: Followed | None) -> int:
+def _sum_settings(refiner: ConfigDict, followed: Selection | None) -> int:
     """A checksum of what a sweep depends on beside the values that it tries."""
     settings = json.loads(refiner.to_json())
     settings.pop("title")
@@ -190,33 +195,30 @@ def _sum(content: Mapping[str, Any]) -> int:
 
 def evaluate_segmenter(experiment: Experiment) -> None:
     """Runs the segmenter alone on the test split; writes segmenter/test.npz."""
-    path = experiment.workdir / "segmenter" / "test.npz"
-    if has_file(path) and has_details(read_arrays(path)):
+    folder = experiment.workdir / "segmenter"
+    if read_test(folder) is not None:
         return
     tally = count_predictions(
         set_test_dtype(experiment.segmenter, experiment.config),
-        experiment.segmenter_variables,
+        experiment.train_segmenter(),
         experiment.dataset.test.stack(),
         spec=_make_spec(experiment, details=True),
         batch_size=experiment.config.evaluation.batch_size,
     )
-    write_arrays(path, **pack("counts", tally))
+    write_test(folder, **pack("counts", tally))
 
 
 def evaluate(experiment: Experiment, name: str) -> None:
     """Runs the test split once a choice, which is on disk by now; writes test.npz."""
-    path = experiment.workdir / "refiners" / name / "test.npz"
+    folder = find_refiner(experiment.workdir, name)
     selection = choose(experiment, name)
-    content = json.loads(path.with_name("selection.json").read_text())
-    damped = content.get("damped")  # missing: there are no controls
+    _, damped, followed, *_ = read_choice(experiment.workdir, name)
     choice = [*selection[:2], *selection.parameters.values()]
-    choice += [damped["step_size"]] if damped else []
-    choice += [_sum(content["followed"])] if "followed" in content else []
-    if has_file(path):
-        known = read_arrays(path)
-        if np.array_equal(known["choice"], choice) and has_details(known):
-            return
-    experiment.train_refiner(name)
+    choice += [damped.step_size] if damped else []
+    choice += [_sum(followed._asdict())] if followed else []
+    known = read_test(folder)
+    if known and np.array_equal(known["choice"], choice):
+        return
     started = time.monotonic()
 
     def count(step_sizes, num_iterations, title):
@@ -238,7 +240,7 @@ def evaluate(experiment: Experiment, name: str) -> None:
     arrays = pack("initial", counts.initial)
     arrays |= pack("refined", _take(counts.refined, *chosen))
     if damped:
-        refined = count((1.0, damped["step_size"]), 1, "controls").refined
+        refined = count((1.0, damped.step_size), 1, "controls").refined
         arrays |= pack("one_reconstruction", _take(refined, 0, 0))
         arrays |= pack("damped_step", _take(refined, 1, 0))
     curve = jax.tree.map(lambda x: x[:, 0], counts.refined)  # [n t]
@@ -246,19 +248,14 @@ def evaluate(experiment: Experiment, name: str) -> None:
         f"curve/{key}": compute_measure(measure, curve)
         for key, measure in MEASURES.items()
     }
-    write_arrays(
-        path,
+    write_test(
+        folder,
         # Step size, iterations, parameters, damped step, checksum of what is followed.
         choice=np.asarray(choice),
         **arrays,
         mean_iou=compute_measure(MEAN_IOU, curve),
         seconds=np.asarray(round(time.monotonic() - started, 1)),
     )
-
-
-def has_details(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether a test.npz is of this version: earlier ones held confusions alone."""
-    return any(key.endswith("/num_components") for key in arrays)
 
 
 def _make_spec(experiment: Experiment, *, details: bool) -> Spec:
@@ -288,7 +285,7 @@ def _count(
 ) -> Counts:
     config = experiment.config
     prepared = experiment.prepare(name, parameters)
-    folder = experiment.workdir / "refiners" / name / "sweep_trace"
+    folder = find_refiner(experiment.workdir, name) / "sweep_trace"
     with trace_all(folder, on=config.trace_steps > 0):
         return count_refinements(
             *prepared,

@@ -13,14 +13,8 @@ from iterinf.config import find_followed, list_trained
 from iterinf.data.dataset import stack_records
 from iterinf.errors import UserError
 from iterinf.evaluation.label_maps import refine_labels, segment
-from iterinf.evaluation.selection import Selection
 from iterinf.evaluation.tally import unpack
-from iterinf.experiment.choice import (
-    choose,
-    evaluate,
-    evaluate_segmenter,
-    has_details,
-)
+from iterinf.experiment.choice import choose, evaluate, evaluate_segmenter
 from iterinf.experiment.stages import Experiment
 from iterinf.prediction.export import export_workdir
 from iterinf.prediction.folder import predict_files
@@ -30,6 +24,7 @@ from iterinf.report.figures import save_figure
 from iterinf.report.html import write_page
 from iterinf.report.results import (
     RefinerResult,
+    Report,
     choose_images,
     describe_differences,
     list_differences,
@@ -41,10 +36,19 @@ from iterinf.report.table import check_class_names
 from iterinf.report.trajectories import ImageResult, pack_maps
 from iterinf.runtime.bars import create_bar
 from iterinf.runtime.distributed import print_once
-from iterinf.runtime.files import has_file, read_arrays, read_lines
+from iterinf.runtime.files import has_file
 from iterinf.runtime.provenance import describe_runs, log_run
 from iterinf.types import Batch
-from iterinf.workdir import has_checkpoint
+from iterinf.workdir import (
+    Arrays,
+    find_refiner,
+    has_checkpoint,
+    read_choice,
+    read_curve,
+    read_epochs,
+    read_summary,
+    read_test,
+)
 
 MODES = (
     "run",
@@ -67,7 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
       config: as of configs/base.py.
       workdir: where results go, and where an interrupted run resumes.
       mode: one of MODES. A stage runs those before it if their results are missing,
-        but for `report`, which draws on what is there, and `predict` and `export`,
+        except `report`, which only reads results, and `predict` and `export`,
         which take all but the config's part of their name from a finished workdir.
       command: what the user typed, for the report.
 
@@ -91,7 +95,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     if mode != "report":
         experiment.check_refiners()
         log_run(workdir, command)
-        _ = experiment.segmenter_variables
+        experiment.train_segmenter()
         for stage in _list_refiner_stages(experiment, mode):
             for name in config.refiners:
                 stage(name)
@@ -104,7 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
 def _list_refiner_stages(
     experiment: Experiment, mode: str
 ) -> list[Callable[[str], object]]:
-    """What is done with every refiner: no test image before all choices are made."""
+    """Lists the stages of each refiner: all choices come before any test image."""
     choice = functools.partial(choose, experiment)
     stages: dict[str, list[Callable[[str], object]]] = {
         "train_segmenter": [],
@@ -144,11 +148,11 @@ def report(experiment: Experiment) -> None:
     config, workdir = experiment.config, experiment.workdir
     _check_results(experiment)
     refiners = [_read_result(experiment, name) for name in config.refiners]
-    plain = unpack(read_arrays(workdir / "segmenter" / "test.npz"), "counts")
+    plain = unpack(_read_test(workdir / "segmenter"), "counts")
     blocks = experiment.dataset.test.blocks
     num_resamples = config.evaluation.num_resamples
     rows = make_rows(config.segmenter.title, plain, refiners, blocks, num_resamples)
-    differences = list_differences(plain, refiners, blocks, num_resamples)
+    differences = list_differences(rows, refiners, blocks, num_resamples)
     notes = [*describe_differences(differences), *_list_cut_off(experiment)]
     provenance = {"seed": config.seed, **describe_runs(workdir)}
     provenance |= _describe_training(experiment)
@@ -156,62 +160,54 @@ def report(experiment: Experiment) -> None:
     in_figure = choose_images(before, refiners[-1], _NUM_IN_FIGURE)
     in_page = choose_images(before, refiners[-1], config.report.num_images)
     positions = dict.fromkeys(in_figure + in_page)
-    pictures = {}
+    images = {}
     with create_bar(
         "images of the report", len(positions), "image", show=config.progress, delay=2.0
     ) as bar:
         for i in positions:
-            pictures[i] = _predict_test(experiment, refiners, i)
+            images[i] = _predict_test(experiment, refiners, i)
             bar.update()
-    write_results(
-        workdir / "results",
+    content = Report(
         experiment.dataset,
         rows,
         refiners,
-        [pictures[i] for i in in_figure],
         differences,
         notes,
         provenance,
-    )
-    write_page(
-        workdir / "report.html",
-        experiment.dataset,
-        rows,
-        refiners,
-        [pictures[i] for i in in_page],
-        notes,
-        provenance,
         json.loads(config.to_json()),
+        figure_images=[images[i] for i in in_figure],
+        page_images=[images[i] for i in in_page],
     )
+    write_results(content, workdir / "results")
+    write_page(content, workdir / "report.html")
 
 
 def _check_results(experiment: Experiment) -> None:
     """Raises UserError for the first thing that the report would have to make."""
     config, workdir = experiment.config, experiment.workdir
-    files = [
-        workdir / "refiners" / name / file
-        for name in config.refiners
-        for file in ("selection.json", "curve.npz", "test.npz")
-    ]
-    for file in (*files, workdir / "segmenter" / "test.npz"):
-        if not has_file(file):
-            raise UserError(f"there is no {file}; run --mode=evaluate first")
-        if file.name == "test.npz" and not has_details(read_arrays(file)):
-            raise UserError(
-                f"{file} is of an earlier version; run --mode=evaluate first"
-            )
+    _read_test(workdir / "segmenter")
+    for name in config.refiners:
+        read_choice(workdir, name)
+        _read_test(find_refiner(workdir, name))
     for key in list_trained(config):
         folder = workdir / key.replace("refiner.", "refiners/")
         if not has_checkpoint(folder):
             raise UserError(f"there is no checkpoint in {folder} to draw Figure 3 with")
 
 
+def _read_test(folder: pathlib.Path) -> Arrays:
+    arrays, path = read_test(folder), folder / "test.npz"
+    if arrays is None:
+        old = f"{path} is of an earlier version"
+        reason = old if has_file(path) else f"there is no {path}"
+        raise UserError(f"{reason}; run --mode=evaluate first")
+    return arrays
+
+
 def _read_result(experiment: Experiment, name: str) -> RefinerResult:
-    folder = experiment.workdir / "refiners" / name
     config = experiment.config
     settings, followed = config.refiner[name], find_followed(config.refiner[name])
-    content = json.loads((folder / "selection.json").read_text())
-    selection, damped = Selection(**content["refined"]), content.get("damped")
+    selection, damped, *_ = read_choice(experiment.workdir, name)
     return RefinerResult(
         name=name,
         title=f"{config.segmenter.title} + {settings.title}",
@@ -219,10 +215,11 @@ def _read_result(experiment: Experiment, name: str) -> RefinerResult:
         step_sizes=tuple(settings.selection.step_sizes),
         num_iterations=selection.num_iterations,
         parameters=selection.parameters,
-        damped_step_size=damped and damped["step_size"],
+        damped_step_size=damped and damped.step_size,
         end_to_end="end_to_end" in settings and settings.end_to_end,
         is_control="reads_y" in settings.model and not settings.model.reads_y,
-        folder=folder,
+        curve=read_curve(experiment.workdir, name),
+        test=_read_test(find_refiner(experiment.workdir, name)),
         follows=f"{config.segmenter.title} + {config.refiner[followed].title}"
         if followed
         else "",
@@ -236,7 +233,7 @@ def _predict_test(
     config, record = experiment.config, experiment.dataset.test[position]
     segmenter = set_test_dtype(experiment.segmenter, config)
     batch, row = _stack_around(experiment, position)
-    plain = segment(segmenter, experiment.segmenter_variables, batch)
+    plain = segment(segmenter, experiment.train_segmenter(), batch)
     segmented = np.asarray(plain, np.uint8)[row]
     refined = {}
     for refiner in refiners:
@@ -266,21 +263,19 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
     """A line a network: how long it was trained, and what that led to."""
     config, workdir = experiment.config, experiment.workdir
     folder = workdir / "segmenter"
-    summary = json.loads((folder / "summary.json").read_text())
     scores = [
         f"{100 * value:.1f} {key.removeprefix('mean_iou_').replace('_', ' ')}"
-        for key, value in summary.items()
+        for key, value in read_summary(workdir).items()
     ]
     trained = _describe_epochs(folder, config.segmenter)
     described = {config.segmenter.title: f"{trained}; mean IoU {', '.join(scores)}"}
     for name in config.refiners:
-        settings, folder = config.refiner[name], workdir / "refiners" / name
-        content = json.loads((folder / "selection.json").read_text())
-        chosen = Selection(**content["refined"]).parameters
-        seconds = content["seconds"] + read_arrays(folder / "test.npz")["seconds"]
+        settings, folder = config.refiner[name], find_refiner(workdir, name)
+        choice = read_choice(workdir, name)
+        seconds = choice.seconds + _read_test(folder)["seconds"]
         parts = [
             _describe_epochs(folder, settings),
-            *(f"{name} {value:g}" for name, value in chosen.items()),
+            *(f"{key} {value:g}" for key, value in choice.refined.parameters.items()),
             f"chosen by {settings.selection.metric}",
             f"sweep and test {seconds / 60:.1f} minutes",
         ]
@@ -297,7 +292,7 @@ def _list_cut_off(experiment: Experiment) -> list[str]:
         if network.fine_tuning.num_epochs:
             phases.append(("fine-tuned", folder / "fine_tuning", network.fine_tuning))
         for verb, phase, training in phases:
-            values = [json.loads(line) for line in read_lines(phase / "metrics.jsonl")]
+            values = read_epochs(phase)
             if len(values) < training.num_epochs:
                 continue
             best = min(values, key=functools.partial(_rank, training.monitor))
@@ -325,7 +320,7 @@ def _describe_epochs(folder: pathlib.Path, settings: ConfigDict) -> str:
 
 
 def _describe_phase(folder: pathlib.Path, training: ConfigDict) -> str:
-    epochs = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
+    epochs = read_epochs(folder)
     minutes = sum(epoch["seconds"] for epoch in epochs) / 60
     ended = len(epochs) < training.num_epochs
     until = "until patience ended" if ended else "epoch limit reached"

@@ -12,10 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from iterinf.config import check_crops, check_settings, list_trained, reads_frames
+from iterinf.config import (
+    check_crops,
+    check_settings,
+    find_followed,
+    list_trained,
+    reads_frames,
+)
 from iterinf.data import (
     Dataset,
     check_dataset,
@@ -34,7 +39,7 @@ from iterinf.ops.metrics import compute_mean_iou, confusion_matrix
 from iterinf.prediction.pipeline import (
     build_refiner,
     build_segmenter,
-    read_followed,
+    make_loop,
     set_test_dtype,
 )
 from iterinf.runtime.devices import (
@@ -44,8 +49,8 @@ from iterinf.runtime.devices import (
     replicate_outputs,
 )
 from iterinf.runtime.distributed import print_once
-from iterinf.runtime.files import has_file, read_arrays, write_arrays, write_json
 from iterinf.segmenters.pretrained import (
+    describe_input,
     describe_replaced,
     read_weights,
     replace_parameters,
@@ -67,7 +72,19 @@ from iterinf.training.objectives import (
 )
 from iterinf.training.validation import Validate, make_validation
 from iterinf.types import Candidate, Segmenter
-from iterinf.workdir import has_checkpoint, has_results, keep_input, keep_settings
+from iterinf.workdir import (
+    find_refiner,
+    has_checkpoint,
+    has_results,
+    has_summary,
+    keep_data,
+    keep_settings,
+    read_followed,
+    read_statistics,
+    write_input,
+    write_statistics,
+    write_summary,
+)
 
 
 class Experiment:
@@ -89,6 +106,7 @@ class Experiment:
         """
         self.config = config
         self.workdir = workdir
+        self._segmenter_variables: Variables | None = None
         self._networks: dict[str, Networks] = {}
         self._settings = json.loads(config.to_json())
         check_settings(self._settings)
@@ -150,16 +168,7 @@ class Experiment:
         Raises:
           UserError: if they differ in classes, names, or the first record of a split.
         """
-        path, found = self.workdir / "data.json", describe_dataset(self.dataset)
-        if has_file(path) and has_results(self.workdir):
-            kept = json.loads(path.read_text())
-            for name in found:
-                if kept.get(name, found[name]) != found[name] and name != "colors":
-                    raise UserError(
-                        f"{self.workdir} holds results of other data (its {name} "
-                        "differ); name another workdir"
-                    )
-        write_json(path, found)
+        keep_data(self.workdir, describe_dataset(self.dataset))
 
     def check_refiners(self) -> None:
         """Builds in shapes the refiners that are still to be trained.
@@ -168,8 +177,11 @@ class Experiment:
           UserError: if one reads a feature that the segmenter does not give, or lacks a
             parameter that validation is to choose.
         """
-        workdir, names = self.workdir, self.config.refiners
-        names = [n for n in names if not has_checkpoint(workdir / "refiners" / n)]
+        names = [
+            name
+            for name in self.config.refiners
+            if not has_checkpoint(find_refiner(self.workdir, name))
+        ]
         if not names:
             return
         key, batch = jax.random.key(0), stack_records([self.dataset.train[0]])
@@ -190,21 +202,28 @@ class Experiment:
         num_classes = self.dataset.num_classes
         return build_refiner(self.config, name, self.segmenter, num_classes)
 
-    @functools.cached_property
-    def segmenter_variables(self) -> Variables:
-        """The segmenter's best variables; trained if they are not there yet."""
+    def train_segmenter(self) -> Variables:
+        """Trains the segmenter, or reads it where that is done.
+
+        Returns:
+          Its best variables.
+        """
+        if self._segmenter_variables is None:
+            self._segmenter_variables = self._train_segmenter()
+        return self._segmenter_variables
+
+    def _train_segmenter(self) -> Variables:
         if not has_results(self.workdir):
             self.check_data()
         trained = "training" in self.config.segmenter
-        variables = {"params": self._train_segmenter()} if trained else {}
+        variables: Variables = {"params": self._fit_segmenter()} if trained else {}
         if getattr(self.segmenter, "statistics", "") == "running":
             variables["statistics"] = self._estimate_statistics(variables)
-        path = self.workdir / "segmenter" / "summary.json"
-        if not has_file(path):
-            write_json(path, self._summarise(variables))
+        if not has_summary(self.workdir):
+            write_summary(self.workdir, self._summarise(variables))
         return variables
 
-    def _train_segmenter(self) -> Params:
+    def _fit_segmenter(self) -> Params:
         folder = self.workdir / "segmenter"
         settings = self.config.segmenter
         params = self._trainer.initialise(self.segmenter, jnp.zeros((1, 64, 64, 3)))
@@ -212,7 +231,7 @@ class Experiment:
             weights = read_weights(settings.init_from, self.segmenter)
             print_once(describe_replaced(params, weights, settings.init_from))
             params = replicate(replace_parameters(params, weights, settings.init_from))
-            keep_input(self.segmenter, folder)
+            write_input(self.workdir, describe_input(self.segmenter))
         return self._trainer.fit(
             params,
             make_segmenter_loss(self.segmenter, self._compute_class_weights()),
@@ -232,20 +251,21 @@ class Experiment:
 
     def _estimate_statistics(self, variables: Variables) -> Variables:
         """Over an epoch of the last phase's images; kept in a file."""
-        path = self.workdir / "segmenter" / "statistics.npz"
-        if not has_file(path):
+        statistics = read_statistics(self.workdir)
+        if statistics is None:
             settings = self.config.segmenter
             fine_tuned = settings.fine_tuning.num_epochs > 0
             phase = settings.fine_tuning if fine_tuned else settings.training
             with contextlib.closing(self._trainer.make_batches(phase, 0)) as batches:
-                statistics = estimate_statistics(
+                estimated = estimate_statistics(
                     self.segmenter,
                     variables,
                     batches,
                     self._trainer.count_steps(phase),
                 )
-            write_arrays(path, **flatten_dict(jax.device_get(statistics), sep="/"))
-        return replicate(unflatten_dict(read_arrays(path), sep="/"))
+            statistics = jax.device_get(estimated)
+            write_statistics(self.workdir, statistics)
+        return replicate(statistics)
 
     def _summarise(self, variables: Variables) -> dict[str, float]:
         """How well the segmenter knows its training crops, and validation."""
@@ -270,14 +290,14 @@ class Experiment:
           or its own copy where the two were trained end to end.
         """
         if name not in self._networks:
-            frozen = {"segmenter": self.segmenter_variables}
+            frozen = {"segmenter": self.train_segmenter()}
             self._networks[name] = combine(self._train_refiner(name, frozen), frozen)
         return self._networks[name]
 
     def prepare(
         self, name: str, parameters: Mapping[str, float]
     ) -> tuple[Segmenter, nn.Module, Networks]:
-        """Prepares networks for choices, counts and pictures of a refiner.
+        """Prepares networks to choose, to count, and to draw with.
 
         Args:
           name: its key in the config.
@@ -288,17 +308,18 @@ class Experiment:
           the variables of both.
 
         Raises:
-          UserError: see `iterinf.prediction.pipeline.read_followed`.
+          UserError: see `iterinf.workdir.read_followed`.
         """
         networks = set_scalars(self.train_refiner(name), parameters)
         segmenter: Segmenter = set_test_dtype(self.segmenter, self.config)
         refiner = set_test_dtype(self.create_refiner(name), self.config)
-        followed = read_followed(self.workdir, self.config, name)
-        if followed:
-            first = set_test_dtype(self.create_refiner(followed.name), self.config)
-            segmenter = Chain(segmenter, followed.make_loop(first))
-            others = self.train_refiner(followed.name)
-            networks |= {"segmenter": set_scalars(others, followed.parameters)}
+        if chosen := read_followed(self.workdir, self.config, name):
+            followed = find_followed(self.config.refiner[name])
+            first = set_test_dtype(self.create_refiner(followed), self.config)
+            loop = make_loop(self.config, followed, first, chosen)
+            segmenter = Chain(segmenter, loop)
+            others = self.train_refiner(followed)
+            networks |= {"segmenter": set_scalars(others, chosen.parameters)}
         return segmenter, refiner, networks
 
     def _train_refiner(self, name: str, frozen: Networks) -> Params:
@@ -332,7 +353,7 @@ class Experiment:
                 functools.partial(compute_reconstruction_loss, **weights),
                 frozen=frozen,
             ),
-            self.workdir / "refiners" / name,
+            find_refiner(self.workdir, name),
             settings,
             frozen=frozen,
         )

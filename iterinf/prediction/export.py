@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +15,17 @@ from jaxtyping import Array, Float
 
 from iterinf.config import find_followed
 from iterinf.errors import UserError
-from iterinf.prediction.model_card import Files, format_card, read_results
+from iterinf.prediction.model_card import format_card, read_results
 from iterinf.prediction.pipeline import (
     Pipeline,
     describe_images,
-    read_config,
     read_pipeline,
 )
 from iterinf.runtime.distributed import print_once
 from iterinf.runtime.files import write_atomically
+from iterinf.segmenters.pretrained import describe_input
 from iterinf.types import Batch, Candidate
-from iterinf.workdir import describe_input
+from iterinf.workdir import read_config
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _LEAST = 64  # minimum height and width, unless training images are smaller
@@ -37,7 +37,7 @@ class Program(NamedTuple):
     """An exported function."""
 
     content: bytes
-    any_size: bool  # whether images may have any size; batches always may
+    least: int | None  # minimum image height and width; None: training size only
 
 
 def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
@@ -55,37 +55,29 @@ def export_workdir(workdir: pathlib.Path, refiner: str) -> None:
     Raises:
       UserError: If a package is missing or the workdir is not finished.
     """
-    missing = [
-        name
-        for name in ("flatbuffers", "safetensors")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
+    if not all(map(importlib.util.find_spec, ("flatbuffers", "safetensors"))):
         raise UserError(
-            f"--mode=export needs {' and '.join(missing)}: pip install "
-            f"{' '.join(missing)}"
+            "--mode=export needs flatbuffers and safetensors: pip install flatbuffers "
+            "safetensors"
         )
     for name in [refiner] if refiner else read_config(workdir).refiners:
         folder = workdir / "export" / name
-        write_atomically(_make_files(workdir, name, folder))
+        files = _make_files(workdir, name)
+        write_atomically({folder / file: files[file] for file in files})
         print_once(f"{folder}: see README.md there")
 
 
-def _make_files(
-    workdir: pathlib.Path, name: str, folder: pathlib.Path
-) -> dict[pathlib.Path, bytes]:
+def _make_files(workdir: pathlib.Path, name: str) -> dict[str, bytes]:
     from safetensors.numpy import save
 
     pipeline, config = read_pipeline(workdir, name), read_config(workdir)
     followed = find_followed(config.refiner[name])
     before = [config.refiner[followed].title] if followed else []
     results = read_results(workdir, pipeline.titles, *before)
-    weights = flatten_weights(pipeline)
-    least = min(_LEAST, *pipeline.class_info.size)
-    programs = {"refine.jax": export_refinement(pipeline, weights, least)}
+    refinement = export_refinement(pipeline)
+    files = {"refine.jax": refinement.content}
     if not pipeline.class_info.outputs:
-        whole = export_pipeline(pipeline, weights, least)
-        programs["segment_and_refine.jax"] = whole
+        files["segment_and_refine.jax"] = export_pipeline(pipeline).content
     metadata = {
         "format": "np",
         "config": config.to_json(),
@@ -96,23 +88,10 @@ def _make_files(
         "input": json.dumps(describe_input(pipeline.segmenter)),
         "classes": json.dumps(pipeline.class_info.classes),
     }
-    contents = {file: program.content for file, program in programs.items()}
-    contents["weights.safetensors"] = save(weights, metadata)
-    files = Files(
-        sizes={file: len(content) for file, content in contents.items()},
-        num_parameters={
-            network: sum(
-                array.size
-                for key, array in weights.items()
-                if key.startswith(network) and "/params/" in key
-            )
-            for network in ("segmenter", "refiner")
-        },
-        features=_describe_features(pipeline, describe_images(pipeline.class_info)),
-        least=least if programs["refine.jax"].any_size else None,
-    )
-    contents["README.md"] = format_card(pipeline, config, results, files).encode()
-    return {folder / file: content for file, content in contents.items()}
+    files["weights.safetensors"] = save(flatten_weights(pipeline), metadata)
+    features = _describe_features(pipeline, describe_images(pipeline.class_info))
+    card = format_card(pipeline, config, results, files, features, refinement.least)
+    return files | {"README.md": card.encode()}
 
 
 def flatten_weights(pipeline: Pipeline) -> dict[str, np.ndarray]:
@@ -120,19 +99,13 @@ def flatten_weights(pipeline: Pipeline) -> dict[str, np.ndarray]:
     return jax.device_get(flatten_dict(pipeline.networks, sep="/"))
 
 
-def export_pipeline(
-    pipeline: Pipeline, weights: Mapping[str, np.ndarray], least: int
-) -> Program:
+def export_pipeline(pipeline: Pipeline) -> Program:
     """Exports (weights, images [b h w 3]) -> y [b h w k].
 
     The weights are an argument, so that the program is small and several programs can
-    share them.
-
-    Args:
-      pipeline: A pipeline whose segmenter is not precomputed.
-      weights: The result of `flatten_weights`.
-      least: The minimum height and width of images.
+    share them. The segmenter must not be precomputed.
     """
+    weights = flatten_weights(pipeline)
 
     def segment_and_refine(
         weights: Weights, images: Float[Array, "b h w 3"]
@@ -142,24 +115,12 @@ def export_pipeline(
         candidate = pipeline.propose(networks, Batch(images, labels))
         return pipeline.refine(networks, candidate).y
 
-    return _export(
-        segment_and_refine,
-        lambda batch: (_describe(weights), batch.image),
-        pipeline,
-        least,
-    )
+    return _export(segment_and_refine, lambda batch: (weights, batch.image), pipeline)
 
 
-def export_refinement(
-    pipeline: Pipeline, weights: Mapping[str, np.ndarray], least: int
-) -> Program:
-    """Exports (weights, y [b h w k], features, images [b h w 3]) -> y [b h w k].
-
-    Args:
-      pipeline: The pipeline of the refiner.
-      weights: The result of `flatten_weights`; the program takes the refiners' only.
-      least: The minimum height and width of images.
-    """
+def export_refinement(pipeline: Pipeline) -> Program:
+    """Exports (refiner weights, y [b h w k], features, images [b h w 3]) -> y."""
+    weights = flatten_weights(pipeline)
     own = {name: a for name, a in weights.items() if name.startswith("refiner")}
 
     def refine(
@@ -174,17 +135,15 @@ def export_refinement(
     def describe(batch: Batch) -> tuple:
         shape = (*batch.image.shape[:3], len(pipeline.class_info.classes))
         y = jax.ShapeDtypeStruct(shape, jnp.float32)
-        features = _describe_features(pipeline, batch)
-        return _describe(own), y, features, batch.image
+        return own, y, _describe_features(pipeline, batch), batch.image
 
-    return _export(refine, describe, pipeline, least)
+    return _export(refine, describe, pipeline)
 
 
 def _export(
     function: Callable[..., Any],
     describe: Callable[[Batch], tuple],
     pipeline: Pipeline,
-    least: int,
 ) -> Program:
     """Exports for images of any size, or else of the training images' size.
 
@@ -197,25 +156,18 @@ def _export(
         exported = jax.export.export(jax.jit(function), platforms=_PLATFORMS)
         return bytes(exported(*arguments).serialize())
 
+    height, width = pipeline.class_info.size
+    least = min(_LEAST, height, width)
     try:
-        return Program(
-            export("b, h, w", f"h >= {least}", f"w >= {least}"), any_size=True
-        )
+        return Program(export("b, h, w", f"h >= {least}", f"w >= {least}"), least)
     except Exception:  # the type depends on the operation that needs a static size
-        height, width = pipeline.class_info.size
-        return Program(export(f"b, {height}, {width}"), any_size=False)
+        return Program(export(f"b, {height}, {width}"), None)
 
 
 def _nest(weights: Weights) -> dict[str, Any]:
+    """Inverts `flatten_weights`; networks without variables are empty."""
     names = ("segmenter", "refiner", "refiner_before")
     return {name: {} for name in names} | unflatten_dict(weights, sep="/")
-
-
-def _describe(weights: Mapping[str, np.ndarray]) -> Weights:
-    return {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype)
-        for name, array in weights.items()
-    }
 
 
 def _describe_features(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:

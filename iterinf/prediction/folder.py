@@ -1,16 +1,4 @@
-"""--mode=predict: predictions of a finished workdir on image files.
-
-    labels/NAME.png        label map at the image's size, with the class palette
-    overlays/NAME.jpg      label map blended with the image
-    before_after/NAME.png  image, segmenter, refined; each at most 1000 pixels wide
-    changes/NAME.png       pixels whose class refinement changed, in the new colour
-    trajectories/NAME.gif  optional: label maps at the networks' scale, before and
-    trajectories/NAME/     after each iteration, also as 000.png, 001.png, ...
-    classes.json           names and colours of the ids, see iterinf/data/folder.py
-    legend.png             names and colours of the classes
-
-NAME is the path of the image below the common parent of all images, without extension.
-"""
+"""--mode=predict: predictions of a finished workdir on image files."""
 
 import contextlib
 import glob
@@ -66,25 +54,22 @@ def predict_files(
     probabilities: str = "",
     show_progress: bool = True,
 ) -> None:
-    """Predicts images and writes the files listed above.
+    """Predicts images and writes the files listed in docs/predict.md.
 
-    Args:
-      workdir: The workdir of a finished experiment; it is only read.
-      images: An image, a folder of images, or a glob pattern.
-      output: The output folder.
-      scale: The scale of the networks, see `iterinf.prediction.predictor.Predictor`.
-      refiner: A key of the workdir's config; "" is the last row of its table.
-      batch_size: The maximum number of images per batch.
-      trajectory: Whether to write the label maps of every iteration.
-      probabilities: A folder of NAME.npy or NAME.npz (see iterinf/data/external.py)
-        with another network's probabilities, which replace the segmenter's.
-      show_progress: Whether to show a progress bar.
+    The workdir is only read. The options are those of `config.predict`, see
+    configs/base.py.
 
     Raises:
       UserError: If no image can be predicted; or at the end, if some images failed:
         each failure is printed to stderr, and the other images are written.
     """
-    _check_options(images, output, scale, batch_size)
+    for key, value in (("images", images), ("output", output)):
+        if not value:
+            raise UserError(f"--mode=predict needs --config.predict.{key}")
+    if batch_size < 1:
+        raise UserError(
+            f"config.predict.batch_size is {batch_size}, expected an integer >= 1"
+        )
     names = find_images(images)
     folder = Path(output)
     predictor = Predictor(read_pipeline(workdir, refiner or None), scale)
@@ -105,7 +90,12 @@ def predict_files(
             batch_size=batch_size,
             trajectory=trajectory,
         )
-        for prediction in _keep_finite(predictions, complain):
+        for prediction in predictions:
+            try:
+                check_finite(prediction)
+            except UserError as error:
+                complain(error)
+                continue
             name = names[Path(prediction.prepared.name)]
             files = _draw(folder, name, prediction, predictor.colors)
             write_atomically(legend | files)
@@ -123,27 +113,23 @@ def _prepare_all(
     complain: Callable[[UserError], None],
 ) -> Iterator[PreparedImage]:
     """Reads images, grouped by their size at the networks' scale."""
-    for path in sorted(names, key=lambda path: _find_size(path, predictor)):
+
+    def find_size(path: Path) -> Size:
+        with contextlib.suppress(UserError):  # reading the image raises it again
+            return predictor.choose_size(read_size(path))
+        return 0, 0
+
+    for path in sorted(names, key=find_size):
         try:
-            outputs = _read_outputs(probabilities, names[path])
+            outputs: Outputs = {}
+            if probabilities:
+                outputs = read_outputs(find_file(Path(probabilities), names[path]))
             image = read_image(path, upright=True)
             prepared = predictor.prepare(image, outputs, str(path))
         except UserError as error:
             complain(error)
         else:
             yield prepared
-
-
-def _keep_finite(
-    predictions: Iterable[Prediction], complain: Callable[[UserError], None]
-) -> Iterator[Prediction]:
-    for prediction in predictions:
-        try:
-            check_finite(prediction)
-        except UserError as error:
-            complain(error)
-        else:
-            yield prediction
 
 
 def find_images(images: str) -> dict[Path, str]:
@@ -176,20 +162,6 @@ def find_images(images: str) -> dict[Path, str]:
     return names
 
 
-def _check_options(
-    images: str, output: str, scale: float | None, batch_size: int
-) -> None:
-    for key, value in (("images", images), ("output", output)):
-        if not value:
-            raise UserError(f"--mode=predict needs --config.predict.{key}")
-    if scale is not None and not scale > 0:
-        raise UserError(f"config.predict.scale is {scale}, expected a number > 0")
-    if batch_size < 1:
-        raise UserError(
-            f"config.predict.batch_size is {batch_size}, expected an integer >= 1"
-        )
-
-
 def _check_probabilities(
     probabilities: str, predictor: Predictor, workdir: Path
 ) -> None:
@@ -212,24 +184,12 @@ def _protect(paths: Iterable[Path], folder: Path, legend: Mapping[Path, bytes]) 
             f"{path} exists with different classes; choose another folder as "
             "config.predict.output"
         )
-    for path in paths:
-        for kind in _KINDS:
-            if path.resolve().is_relative_to((folder / kind).resolve()):
-                raise UserError(
-                    f"input {path} is in the output folder {folder}; choose another "
-                    "folder as config.predict.output"
-                )
-
-
-def _find_size(path: Path, predictor: Predictor) -> Size:
-    """Returns the size of an image at the networks' scale, the sort key of images."""
-    with contextlib.suppress(UserError):  # reading the image raises it again
-        return predictor.choose_size(read_size(path))
-    return 0, 0
-
-
-def _read_outputs(probabilities: str, name: str) -> Outputs:
-    return read_outputs(find_file(Path(probabilities), name)) if probabilities else {}
+    for path, kind in itertools.product(paths, _KINDS):
+        if path.resolve().is_relative_to((folder / kind).resolve()):
+            raise UserError(
+                f"input {path} is in the output folder {folder}; choose another folder "
+                "as config.predict.output"
+            )
 
 
 def _draw_legend(folder: Path, predictor: Predictor) -> dict[Path, bytes]:

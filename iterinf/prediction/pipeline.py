@@ -1,7 +1,6 @@
 """Loading of a finished workdir's networks and choices, without its data."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,21 +8,17 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import unflatten_dict
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from iterinf.config import find_followed
 from iterinf.data.external import STRIDES
 from iterinf.errors import UserError
 from iterinf.evaluation.chain import Loop
-from iterinf.evaluation.selection import Selection
 from iterinf.refiners import create_refiner
 from iterinf.runtime.devices import replicate
-from iterinf.runtime.files import has_file, read_arrays
 from iterinf.runtime.xla import compile_for_once
 from iterinf.segmenters import create_segmenter
+from iterinf.segmenters.pretrained import VGG16_INPUT, find_input, match_input
 from iterinf.training.checkpoints import Checkpoints
 from iterinf.training.objectives import (
     Networks,
@@ -32,32 +27,17 @@ from iterinf.training.objectives import (
     propose,
     set_scalars,
 )
-from iterinf.types import Batch, Candidate, Refinement
-from iterinf.workdir import has_checkpoint, match_input
-
-
-class Followed(NamedTuple):
-    """The choice of a refiner that another refiner follows."""
-
-    name: str  # key in the config
-    step_size: float
-    num_iterations: int
-    parameters: dict[str, float]
-    mean_iou: float  # on validation, a fraction; distinguishes trainings
-    stop: float
-
-    def make_loop(self, refiner: nn.Module) -> Loop:
-        """Returns the loop with this choice."""
-        return Loop(refiner, self.step_size, self.num_iterations, self.stop)
-
-
-class ClassInfo(NamedTuple):
-    """The classes and image format of a workdir's data."""
-
-    classes: tuple[str, ...]  # k names
-    colors: UInt8[np.ndarray, "k+1 3"]  # RGB; the last is void
-    size: tuple[int, int]  # height and width of the first training image
-    outputs: dict[str, int]  # number of channels of precomputed outputs, by name
+from iterinf.types import Batch, Candidate, Refinement, Selection
+from iterinf.workdir import (
+    ClassInfo,
+    has_checkpoint,
+    read_choice,
+    read_class_info,
+    read_config,
+    read_followed,
+    read_input,
+    read_statistics,
+)
 
 
 class Pipeline(NamedTuple):
@@ -119,10 +99,13 @@ def build_segmenter(
         dtype=jnp.dtype(config.dtype),
         **config.segmenter.model,
     )
-    if "training" in config.segmenter and config.segmenter.init_from:
-        path = config.segmenter.init_from
-        return match_input(segmenter, path, workdir / "segmenter")
-    return segmenter
+    if "training" not in config.segmenter or not config.segmenter.init_from:
+        return segmenter
+    path = config.segmenter.init_from
+    numbers: Mapping[str, Any] = read_input(workdir) or VGG16_INPUT
+    if not has_checkpoint(workdir / "segmenter"):
+        numbers = find_input(pathlib.Path(path))
+    return match_input(segmenter, numbers, path)
 
 
 def build_refiner(
@@ -144,38 +127,12 @@ def set_test_dtype(network: nn.Module, config: ConfigDict) -> nn.Module:
     return network.clone(dtype=jnp.dtype(config.evaluation.sweep_dtype or config.dtype))
 
 
-def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """Reads the config of a workdir.
-
-    Raises:
-      UserError: If there is none.
-    """
-    return ConfigDict(_freeze(_read_json(workdir / "config.json")))
-
-
-def read_followed(
-    workdir: pathlib.Path, config: ConfigDict, name: str
-) -> Followed | None:
-    """Reads the choice of the refiner that this one follows; None if it follows none.
-
-    Raises:
-      UserError: If that choice is missing, or has changed since this refiner's own
-        choice was made.
-    """
-    followed = find_followed(config.refiner[name])
-    if not followed:
-        return None
-    chosen = _read_json(workdir / "refiners" / followed / "selection.json")["refined"]
-    chosen.pop("boundary_f1", None)  # absent in earlier versions
-    stop = config.refiner[followed].selection.stop
-    found = Followed(name=followed, stop=stop, **chosen)
-    path = workdir / "refiners" / name / "selection.json"
-    if has_file(path) and _read_json(path).get("followed") != found._asdict():
-        raise UserError(
-            f"{path} was made with another choice of {followed}; remove it to choose "
-            "again"
-        )
-    return found
+def make_loop(
+    config: ConfigDict, name: str, refiner: nn.Module, selection: Selection
+) -> Loop:
+    """Returns the loop of a refiner with its choice."""
+    stop = config.refiner[name].selection.stop
+    return Loop(refiner, selection.step_size, selection.num_iterations, stop)
 
 
 def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline:
@@ -196,9 +153,8 @@ def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline
             f"{workdir} has no refiner {name!r}, expected one of "
             f"{', '.join(config.refiners)}"
         )
-    class_info = _read_class_info(workdir / "data.json")
-    content = _read_json(workdir / "refiners" / name / "selection.json")
-    selection = Selection(**content["refined"])
+    class_info = read_class_info(workdir)
+    selection = read_choice(workdir, name).refined
     segmenter = build_segmenter(config, len(class_info.classes), workdir)
     if getattr(segmenter, "statistics", "") == "batch":
         raise UserError(
@@ -210,10 +166,11 @@ def read_pipeline(workdir: pathlib.Path, refiner: str | None = None) -> Pipeline
         _restore_refiner, workdir, config, segmenter, frozen, class_info
     )
     network, networks = restore(name, selection.parameters)
-    followed, before = read_followed(workdir, config, name), None
-    if followed:
-        first, others = restore(followed.name, followed.parameters)
-        before, own = followed.make_loop(first), networks["refiner"]
+    followed, before = find_followed(config.refiner[name]), None
+    if chosen := read_followed(workdir, config, name):
+        first, others = restore(followed, chosen.parameters)
+        before = make_loop(config, followed, first, chosen)
+        own = networks["refiner"]
         networks = others | {"refiner_before": others["refiner"], "refiner": own}
     settings = config.refiner[name]
     return Pipeline(
@@ -242,8 +199,7 @@ def _restore_segmenter(
         folder = workdir / "segmenter"
         variables["params"] = _restore(folder, config.segmenter, shapes["params"])
     if getattr(segmenter, "statistics", "") == "running":
-        arrays = read_arrays(workdir / "segmenter" / "statistics.npz")
-        variables["statistics"] = unflatten_dict(arrays, sep="/")
+        variables["statistics"] = read_statistics(workdir)
     return variables
 
 
@@ -307,36 +263,3 @@ def describe_images(class_info: ClassInfo, shape: Sequence[Any] | None = None) -
         for name, channels in class_info.outputs.items()
     }
     return Batch(describe(1, 3), describe(1), outputs)
-
-
-def _read_class_info(path: pathlib.Path) -> ClassInfo:
-    content = _read_json(path)
-    if not {"colors", "size", "outputs"} <= content.keys():
-        raise UserError(
-            f"{path} is from an earlier version and lacks class colours and image "
-            "sizes; run --mode=report once to update it"
-        )
-    return ClassInfo(
-        tuple(content["classes"]),
-        np.array(content["colors"], np.uint8),
-        (content["size"][0], content["size"][1]),
-        content["outputs"],
-    )
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} does not exist; run --mode=evaluate first") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
-def _freeze(value: Any) -> Any:
-    """Converts lists to tuples, so that networks are hashable."""
-    if isinstance(value, Mapping):
-        return {key: _freeze(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return tuple(map(_freeze, value))
-    return value

@@ -64,6 +64,8 @@ class Predictor:
       colors: The RGB colours of the k classes and void.
       outputs: The number of channels, by name, of the precomputed outputs required with
         every image; empty unless the segmenter is precomputed.
+      choose_size: The function from an image's height and width to those at the
+        networks' scale.
     """
 
     def __init__(self, pipeline: Pipeline, scale: float | None = None):
@@ -73,13 +75,19 @@ class Predictor:
           pipeline: The result of `iterinf.prediction.pipeline.read_pipeline`.
           scale: The factor by which images are resized for the networks; None resizes
             them to the area of the training images.
+
+        Raises:
+          UserError: If the scale is not positive.
         """
+        if scale is not None and not scale > 0:
+            raise UserError(f"scale is {scale}, expected a number > 0")
         self.classes = pipeline.class_info.classes
         self.colors = pipeline.class_info.colors
         self.outputs = pipeline.class_info.outputs
-        self._training_size = pipeline.class_info.size
+        self.choose_size = functools.partial(
+            choose_size, training=pipeline.class_info.size, scale=scale
+        )
         self._networks = pipeline.networks
-        self._scale = scale
         self._refine = jax.jit(
             functools.partial(_refine, pipeline), static_argnames="trajectory"
         )
@@ -132,10 +140,6 @@ class Predictor:
                 filled[size] = max(len(batch), filled.get(size, 0))
                 yield from self._predict_batch(batch, filled[size], trajectory)
 
-    def choose_size(self, own: Size) -> Size:
-        """Returns the size at the networks' scale for an original height and width."""
-        return choose_size(own, self._training_size, self._scale)
-
     def prepare(
         self,
         image: Num[np.ndarray, "h w *channels"],
@@ -158,12 +162,11 @@ class Predictor:
         image = _to_rgb(image, name)
         own = (image.shape[0], image.shape[1])
         size = self.choose_size(own)
+        at_scale = {}
         if outputs or self.outputs:
-            outputs = self._pick_outputs(outputs, (own, size), name)
-        at_scale = {
-            key: resize_channels(array, _divide(size, STRIDES[key]))
-            for key, array in outputs.items()
-        }
+            for key, array in self._pick_outputs(outputs, (own, size), name).items():
+                cells = (size[0] // STRIDES[key], size[1] // STRIDES[key])
+                at_scale[key] = resize_channels(array, cells)
         return PreparedImage(image, resize_image(image, size), at_scale, name)
 
     def _pick_outputs(
@@ -191,10 +194,8 @@ class Predictor:
         self, images: list[PreparedImage], batch_size: int, trajectory: bool
     ) -> Iterator[Prediction]:
         """Predicts images of one size, repeating some to fill the batch."""
-        parts: list[Any] = [
-            (images[i % len(images)].resized, images[i % len(images)].outputs)
-            for i in range(batch_size)
-        ]
+        filled = itertools.islice(itertools.cycle(images), batch_size)
+        parts: list[Any] = [(image.resized, image.outputs) for image in filled]
         with use_all_devices():
             arrays = shard(jax.tree.map(lambda *a: np.stack(a), *parts))
             result = self._refine(self._networks, *arrays, trajectory=trajectory)
@@ -271,10 +272,6 @@ def _refine(
     return replicate_outputs((candidate.y, y, labels))
 
 
-def _divide(size: Size, stride: int) -> Size:
-    return size[0] // stride, size[1] // stride
-
-
 def _to_rgb(
     image: Num[np.ndarray, "h w *channels"], name: str
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -288,12 +285,10 @@ def _to_rgb(
         )
     if image.dtype == np.uint8:
         return image
-    if not np.issubdtype(image.dtype, np.floating):
+    in_range = image.min() >= 0 and image.max() <= 1
+    if not (in_range and np.issubdtype(image.dtype, np.floating)):
         raise UserError(
-            f"{name} has dtype {image.dtype}, expected uint8 or floats in [0, 1]"
-        )
-    if not (image.min() >= 0 and image.max() <= 1):
-        raise UserError(
-            f"{name} has values outside [0, 1], expected floats in [0, 1] or uint8"
+            f"{name} has {image.dtype} values from {image.min():g} to {image.max():g}, "
+            "expected uint8, or floats in [0, 1]"
         )
     return np.round(255 * image).astype(np.uint8)

@@ -1,6 +1,6 @@
 """Resizing of images and probabilities."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -46,20 +46,24 @@ def _resize(image: Image.Image, size: Size) -> Image.Image:
     return image.resize((size[1], size[0]), linear, reducing_gap=1.0)
 
 
+class _Places(NamedTuple):
+    """The neighbours of new pixels among the old ones, along one axis."""
+
+    lower: Int[np.ndarray, "*n"]
+    upper: Int[np.ndarray, "*n"]
+    weight: Float[np.ndarray, "*n"]  # of the upper neighbour
+
+    def at(self, index: Any) -> "_Places":
+        """Returns the neighbours of some of the new pixels."""
+        return _Places(*(values[index] for values in self))
+
+
 def interpolate(
     y: Float[np.ndarray, "_ _ k"], size: Size
 ) -> Float[np.ndarray, "h w k"]:
-    """Interpolates bilinearly between pixel centres, and constantly at the border.
-
-    Args:
-      y: The class probabilities.
-      size: The new height and width.
-    """
+    """Interpolates bilinearly between pixel centres, and constantly at the border."""
     rows, columns = map(_find_places, y.shape[:2], size)
-    y = _mix(y.take(rows.lower, 0), y.take(rows.upper, 0), rows.weight[:, None, None])
-    return _mix(
-        y.take(columns.lower, 1), y.take(columns.upper, 1), columns.weight[:, None]
-    )
+    return _interpolate(y, rows.at(np.s_[:, None]), columns)
 
 
 def find_labels(y: Float[np.ndarray, "_ _ k"], size: Size) -> UInt8[np.ndarray, "h w"]:
@@ -75,28 +79,16 @@ def find_labels(y: Float[np.ndarray, "_ _ k"], size: Size) -> UInt8[np.ndarray, 
     """
     rows, columns = map(_find_places, y.shape[:2], size)
     classes = y.argmax(axis=-1).astype(np.uint8)
-    upper, lower = (classes[places] for places in (rows.lower, rows.upper))
-    labels = upper[:, columns.lower]
-    open_pixels = labels != upper[:, columns.upper]
-    open_pixels |= labels != lower[:, columns.lower]
-    open_pixels |= labels != lower[:, columns.upper]
-    count = max(1, _AT_A_TIME // (size[1] * y.shape[2]))
-    for top in range(0, size[0], count):
-        band = _Places(*(values[top : top + count] for values in rows))
-        row, column = np.nonzero(open_pixels[top : top + count])
-        points = _Places(*(values[row] for values in band))
-        others = _Places(*(values[column] for values in columns))
-        mixed = _interpolate_points(y, points, others)
-        labels[top : top + count][row, column] = mixed.argmax(axis=-1)
+    labels, *others = (
+        classes[np.ix_(row, column)] for row in rows[:2] for column in columns[:2]
+    )
+    row, column = np.nonzero(np.any([labels != other for other in others], axis=0))
+    count = max(1, _AT_A_TIME // y.shape[2])
+    for first in range(0, len(row), count):
+        i, j = row[first : first + count], column[first : first + count]
+        mixed = _interpolate(y, rows.at(i), columns.at(j))
+        labels[i, j] = mixed.argmax(axis=-1)
     return labels
-
-
-class _Places(NamedTuple):
-    """The neighbours of new pixels among the old ones, along one axis."""
-
-    lower: Int[np.ndarray, " n"]
-    upper: Int[np.ndarray, " n"]
-    weight: Float[np.ndarray, " n"]  # of the upper neighbour
 
 
 def _find_places(old: int, new: int) -> _Places:
@@ -107,29 +99,24 @@ def _find_places(old: int, new: int) -> _Places:
     return _Places(lower, upper, (places - lower).astype(np.float32))
 
 
-def _interpolate_points(
+def _interpolate(
     y: Float[np.ndarray, "_ _ k"], rows: _Places, columns: _Places
-) -> Float[np.ndarray, "n k"]:
-    """Interpolates y at n points."""
-    flat = y.reshape(-1, y.shape[2])
+) -> Float[np.ndarray, "*n k"]:
+    """Interpolates y at points whose rows and columns broadcast to the shape n."""
     left, right = (
-        _mix(
-            flat.take(rows.lower * y.shape[1] + column, 0),
-            flat.take(rows.upper * y.shape[1] + column, 0),
-            rows.weight[:, None],
-        )
+        _mix(y[rows.lower, column], y[rows.upper, column], rows.weight)
         for column in (columns.lower, columns.upper)
     )
-    return _mix(left, right, columns.weight[:, None])
+    return _mix(left, right, columns.weight)
 
 
 def _mix(
-    lower: Float[np.ndarray, "*shape"],
-    upper: Float[np.ndarray, "*shape"],
+    lower: Float[np.ndarray, "*n k"],
+    upper: Float[np.ndarray, "*n k"],
     weight: Float[np.ndarray, "..."],
-) -> Float[np.ndarray, "*shape"]:
+) -> Float[np.ndarray, "*n k"]:
     """Computes (1 - weight) * lower + weight * upper in place of `upper`."""
     upper -= lower
-    upper *= weight
+    upper *= weight[..., None]
     upper += lower
     return upper

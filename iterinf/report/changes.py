@@ -18,10 +18,10 @@ def compute_changes(
     """Maps what a refiner did to each pixel.
 
     Args:
-      label: the truth; `num_classes` and above are void.
-      before: classes predicted by the segmenter.
-      after: classes predicted by the refiner.
-      num_classes: k.
+      label: The truth; `num_classes` and above are void.
+      before: The classes predicted by the segmenter.
+      after: The classes predicted by the refiner.
+      num_classes: The number k of classes.
 
     Returns:
       UNCHANGED (0; void pixels too), CORRECTED (1: wrong, now right), DEGRADED (2:
@@ -45,12 +45,8 @@ def find_largest_changes(
     taken out and the next one sought in the rest, until a tenth of the first sum. A
     margin of one cell is added.
 
-    Args:
-      changes: as from `compute_changes`.
-      num_boxes: the most to return.
-
     Returns:
-      Boxes in pixels, largest change first; fewer where there is little to show.
+      The boxes, largest change first; fewer where there is little to show.
     """
     height, width = changes.shape
     cell = -(-max(height, width) // _GRID_CELLS)
@@ -63,7 +59,7 @@ def find_largest_changes(
     scores = density - (density**2).sum() / density.sum() / 2
     boxes: list[Box] = []
     largest = 0.0
-    while len(boxes) < num_boxes:
+    for _ in range(num_boxes):
         score, (top, bottom), (left, right) = _find_best_rectangle(scores)
         largest = max(largest, score)
         if score <= largest / 10:
@@ -78,23 +74,17 @@ def find_largest_changes(
 
 def _find_best_rectangle(
     scores: Float[np.ndarray, "r c"],
-) -> tuple[float, tuple[int, int], tuple[int, int]]:
-    """The sum, rows and columns (end exclusive) of the rectangle with highest sum."""
+) -> tuple[float, list[int], list[int]]:
+    """Finds the highest sum, and the rows and columns (end exclusive) of it."""
     table = np.pad(scores, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    tops, bottoms = _list_ranges(scores.shape[0])
-    lefts, rights = _list_ranges(scores.shape[1])
-    bands = table[bottoms] - table[tops]
-    sums = bands[:, rights] - bands[:, lefts]
-    band, span = np.unravel_index(sums.argmax(), sums.shape)
-    return (
-        float(sums[band, span]),
-        (int(tops[band]), int(bottoms[band])),
-        (int(lefts[span]), int(rights[span])),
-    )
+    rows, columns = (_list_ranges(size) for size in scores.shape)
+    bands = table[rows[1]] - table[rows[0]]
+    sums = bands[:, columns[1]] - bands[:, columns[0]]
+    row, column = np.unravel_index(sums.argmax(), sums.shape)
+    return float(sums.max()), rows[:, row].tolist(), columns[:, column].tolist()
 
 
-def _list_ranges(size: int) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """Starts and ends of all ranges no longer than half of `size`."""
+def _list_ranges(size: int) -> Int[np.ndarray, "2 p"]:
+    """Lists starts and ends of all ranges no longer than half of `size`."""
     starts, ends = np.triu_indices(size + 1, k=1)
-    short = ends - starts <= max(size // 2, 1)
-    return starts[short], ends[short]
+    return np.stack([starts, ends])[:, ends - starts <= max(size // 2, 1)]

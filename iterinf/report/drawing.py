@@ -39,26 +39,17 @@ def paint_changes(
 def place_side_by_side(
     image: Pixels, label_maps: Sequence[Labels], colors: Colors, *, width: int
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Places the image and label maps side by side.
-
-    Args:
-      image: The first panel.
-      label_maps: The other panels, of the image's size.
-      colors: The class colours.
-      width: The maximum width of a panel in pixels.
-    """
-    full = Image.fromarray(image)
-    size = full.size
-    if full.width > width:
-        size = (width, max(1, round(full.height * width / full.width)))
-    panels = [full.resize(size, Image.Resampling.BOX)] + [
-        Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
-        for labels in label_maps
-    ]
-    arrays = [np.asarray(panel) for panel in panels]
-    shown = arrays[:1] + [colors[labels] for labels in arrays[1:]]
-    gap = np.full((size[1], _GAP, 3), 255, np.uint8)
-    return np.concatenate([x for panel in shown for x in (gap, panel)][1:], axis=1)
+    """Places the image and its label maps side by side, each at most `width` wide."""
+    full_height, full_width, _ = image.shape
+    width = min(width, full_width)
+    size = (width, max(1, round(full_height * width / full_width)))
+    shown = Image.fromarray(image).resize(size, Image.Resampling.BOX)
+    parts = [np.asarray(shown)]
+    for labels in label_maps:
+        shown = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
+        gap = np.full((size[1], _GAP, 3), 255, np.uint8)
+        parts += [gap, colors[np.asarray(shown)]]
+    return np.concatenate(parts, axis=1)
 
 
 def draw_legend(classes: Sequence[str], colors: Colors) -> UInt8[np.ndarray, "_ _ 3"]:

@@ -12,17 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from iterinf.data.dataset import Dataset
+from iterinf.report.curves import join_curves
 from iterinf.report.drawing import encode_jpeg
-from iterinf.report.results import (
-    RefinerResult,
-    choose_map,
-    read_boundary_curves,
-    read_curves,
-)
-from iterinf.report.rows import Row
+from iterinf.report.results import RefinerResult, Report, choose_map
 from iterinf.report.table import TITLES, drop_nan, format_measure
 from iterinf.report.trajectories import ImageResult, pack_maps
 from iterinf.runtime.distributed import print_once
@@ -32,41 +25,25 @@ _FOLDER = pathlib.Path(__file__).parent
 _SCRIPTS = ("page.js", "charts.js", "viewer.js")
 
 
-def write_page(
-    path: pathlib.Path,
-    dataset: Dataset,
-    rows: Sequence[Row],
-    refiners: Sequence[RefinerResult],
-    pictures: Sequence[ImageResult],
-    notes: Sequence[str],
-    provenance: Mapping[str, Any],
-    config: Mapping[str, Any],
-) -> None:
-    """Writes the page.
-
-    Args:
-      path: The output file.
-      dataset: The data set, for its name, classes, colours and number of test images.
-      rows: The rows of the table, with the segmenter alone first.
-      refiners: The results of the refiners.
-      pictures: The images of the viewer, which is hidden if there are none.
-      notes: Sentences below the table.
-      provenance: The provenance of the results.
-      config: The config as plain nested dicts.
-    """
+def write_page(report: Report, path: pathlib.Path) -> None:
+    """Writes the page; it has no viewer if the report has no images for it."""
+    rows, refiners, dataset = report.rows, report.refiners, report.dataset
     title = f"{rows[0].model} on {dataset.name}"
     document = {
         "title": title,
         "classes": dataset.classes,
         "colors": dataset.colors.tolist(),
-        "rows": [_describe_row(row) for row in rows],
+        "rows": [
+            row._asdict() | {"measures": [format_measure(*m) for m in row.measures]}
+            for row in rows
+        ],
         "measures": [TITLES[name] for name, _ in rows[0].measures],
-        "notes": notes,
+        "notes": report.notes,
         "curves": [_describe_curves(refiner) for refiner in refiners],
         "num_test": len(dataset.test),
-        "pictures": [_describe_picture(picture, refiners) for picture in pictures],
-        "provenance": provenance,
-        "config": config,
+        "images": [_describe_image(image, refiners) for image in report.page_images],
+        "provenance": report.provenance,
+        "config": report.config,
     }
     template = string.Template((_FOLDER / "page.html").read_text())
     page = template.substitute(
@@ -85,59 +62,46 @@ def _encode(document: Mapping[str, Any]) -> str:
     return text.replace("<", r"\u003c")
 
 
-def _describe_row(row: Row) -> dict[str, Any]:
-    """Converts a row to a dict, with measures and their intervals as text."""
-    measures = [format_measure(name, found) for name, found in row.measures]
-    return row._asdict() | {"measures": measures}
-
-
 def _describe_curves(refiner: RefinerResult) -> dict[str, Any]:
     """Describes a refiner's choice, and its curves over iterations in per cent."""
-    step_sizes, validation, test = read_curves(refiner)
-    boundaries = read_boundary_curves(refiner)
+    curves = join_curves(refiner.curve, refiner.test)
+    lines = {
+        name: [np.round(100 * part[name], 3).tolist() for part in curves]
+        for name in curves.validation
+    }
     return {
         "name": refiner.name,
         "title": refiner.title,
-        "step_sizes": step_sizes,
-        "chosen": step_sizes.index(refiner.step_size),
+        "step_sizes": refiner.step_sizes,
+        "chosen": refiner.step_sizes.index(refiner.step_size),
         "num_iterations": refiner.num_iterations,
         "has_controls": refiner.damped_step_size is not None,
         "follows": refiner.follows,
-        "validation": _list_percent(validation),
-        "test": _list_percent(test),
-        "boundary_f1": boundaries and [_list_percent(curve) for curve in boundaries],
+        "validation": lines["mean_iou"][0],
+        "test": lines["mean_iou"][1],
+        "boundary_f1": lines.get("boundary_f1"),
     }
 
 
-def _list_percent(fractions: Float[np.ndarray, "*shape"]) -> list[Any]:
-    return np.round(100 * fractions, 3).tolist()
-
-
-def _describe_picture(
-    picture: ImageResult, refiners: Sequence[RefinerResult]
+def _describe_image(
+    image: ImageResult, refiners: Sequence[RefinerResult]
 ) -> dict[str, Any]:
     """Describes an image: a JPEG, packed label maps, and correct pixels gained."""
-    label, segmented = picture.record.label, picture.segmented
+    (photo, label, name, *_), segmented = image.record, image.segmented
     right = int(np.count_nonzero(segmented == label))
     gained = {
-        refiner.name: int(np.count_nonzero(choose_map(picture, refiner) == label))
-        - right
+        refiner.name: int(np.count_nonzero(choose_map(image, refiner) == label)) - right
         for refiner in refiners
     }
-    refined = {
-        name: [_to_text(packed) for packed in maps]
-        for name, maps in picture.refined.items()
-    }
     nothing = np.zeros_like(segmented)
-    jpeg = _to_text(encode_jpeg(picture.record.image))
     return {
-        "name": picture.record.name,
+        "name": name,
         "height": label.shape[0],
         "width": label.shape[1],
-        "image": f"data:image/jpeg;base64,{jpeg}",
+        "photo": f"data:image/jpeg;base64,{_to_text(encode_jpeg(photo))}",
         "label": _to_text(pack_maps(label[None], nothing)),
         "segmented": _to_text(pack_maps(segmented[None], nothing)),
-        "refined": refined,
+        "refined": {k: list(map(_to_text, maps)) for k, maps in image.refined.items()},
         "gained": gained,
     }
 

@@ -1,16 +1,16 @@
 """Figure legends of class colours."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int, Integer, UInt8
+from jaxtyping import Integer, UInt8
 from matplotlib.patches import Patch
 
-MAX_CLASSES = 30
+_MAX_CLASSES = 30
 
 
 def list_classes(
-    maps: Sequence[Integer[np.ndarray, "_ _"]],
+    maps: Iterable[Integer[np.ndarray, "_ _"]],
     classes: Sequence[str],
     colors: UInt8[np.ndarray, "colors 3"],
 ) -> list[Patch]:
@@ -21,16 +21,18 @@ def list_classes(
       classes: The k class names.
       colors: The RGB colours of the k classes and void.
     """
-    chosen = np.arange(len(classes))
-    if len(classes) > MAX_CLASSES:
-        pixels = _count_pixels(maps, len(classes))
-        most = np.argsort(-pixels, kind="stable")[:MAX_CLASSES]
+    k = len(classes)
+    pixels = np.zeros(k + 1, int)
+    for labels in maps:
+        pixels += np.bincount(np.minimum(labels, k).ravel(), minlength=k + 1)
+    chosen = np.arange(k)
+    if k > _MAX_CLASSES:
+        most = np.argsort(-pixels[:k], kind="stable")[:_MAX_CLASSES]
         chosen = np.sort(most[pixels[most] > 0])
-    entries = make_patches([classes[int(i)] for i in chosen], colors[chosen])
-    entries += make_patches(["void"], colors[-1:])
-    num_others = len(classes) - len(chosen)
-    if num_others:
-        label = f"{num_others} other classes"
+    names = [*(classes[int(i)] for i in chosen), "void"]
+    entries = make_patches(names, colors[[*chosen, -1]])
+    if len(chosen) < k:
+        label = f"{k - len(chosen)} other classes"
         entries.append(Patch(facecolor="none", edgecolor="none", label=label))
     return entries
 
@@ -50,13 +52,3 @@ def make_patches(
         Patch(facecolor=color / 255, edgecolor="0.3", label=name)
         for name, color in zip(names, colors, strict=True)
     ]
-
-
-def _count_pixels(
-    maps: Sequence[Integer[np.ndarray, "_ _"]], num_classes: int
-) -> Int[np.ndarray, " k"]:
-    counts = np.zeros(num_classes, int)
-    for labels in maps:
-        known = labels[labels < num_classes]
-        counts += np.bincount(known.ravel(), minlength=num_classes)
-    return counts

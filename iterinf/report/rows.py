@@ -44,28 +44,17 @@ def make_row(
     num_iterations: int = 0,
     is_control: bool = False,
     num_resamples: int = 2000,
-    seed: int = 0,
 ) -> Row:
-    """Creates a row of the table.
+    """Creates a row of the table, with the segmenter alone as baseline.
 
-    The segmenter alone is its own baseline: its gains and intervals are exactly 0.
-
-    Args:
-      model: The title of the row.
-      tally: The tally [n] of the model, with details.
-      baseline: The tally [n] of the segmenter alone, with details.
-      blocks: The bootstrap block of each image.
-      step_size: The chosen step size; None for the segmenter alone.
-      num_iterations: The chosen number of iterations; 0 for the segmenter alone.
-      is_control: Whether the row is a control for another row.
-      num_resamples: The number of bootstrap resamples.
-      seed: The seed of the bootstrap.
+    The segmenter is its own baseline: its gains and intervals are exactly 0. Both
+    tallies [n] have details; `blocks` are the bootstrap blocks of the n images.
     """
     total = tally.confusion.sum(axis=0)
 
     def compare(measure: Measure) -> Comparison:
         interval = bootstrap(
-            measure, baseline, tally, blocks, num_resamples=num_resamples, seed=seed
+            measure, baseline, tally, blocks, num_resamples=num_resamples
         )
         value = float(measure.unit * compute_measure(measure, tally))
         return Comparison(value, *interval)
@@ -79,8 +68,8 @@ def make_row(
         gain=mean_iou.gain,
         gain_low=mean_iou.low,
         gain_high=mean_iou.high,
-        step_size=None if step_size is None else float(step_size),
-        num_iterations=int(num_iterations),
+        step_size=step_size,
+        num_iterations=num_iterations,
         is_control=is_control,
         measures=tuple((name, compare(m)) for name, m in MEASURES.items()),
     )

@@ -13,40 +13,20 @@ _MAX_SIZES = 4  # listed per split
 def format_summaries(
     summaries: Mapping[str, SplitSummary], classes: Sequence[str]
 ) -> str:
-    """Formats image sizes and class frequencies per split, and warnings.
-
-    Args:
-      summaries: The statistics by split: train, validation, test.
-      classes: The k class names.
-    """
+    """Formats image sizes and class frequencies per split, and warnings."""
     splits = [["split", "images", "sizes"]]
     for name, counted in summaries.items():
         count = str(counted.sizes.total())
         splits.append([name, count, _format_sizes(counted.sizes)])
+    columns = [["class", *classes, "void"]]
+    for name, counted in summaries.items():
+        shares = map(_format_share, (*counted.shares, counted.void_share))
+        columns.append([f"% {name}", *shares])
+    for name, counted in summaries.items():
+        columns.append([f"in {name}", *map(str, counted.num_images_with)])
     weights = compute_median_frequency_weights(summaries["train"].pixels[:, :-1])
-    shares = [counted.shares for counted in summaries.values()]
-    images = [counted.num_images_with for counted in summaries.values()]
-    lines = [
-        [
-            "class",
-            *(f"% {name}" for name in summaries),
-            *(f"in {name}" for name in summaries),
-        ]
-    ]
-    lines[0].append("weight")
-    for index, name in enumerate([*classes, "void"]):
-        is_void = index == len(classes)
-        lines.append(
-            [
-                name,
-                *(
-                    _format_share(counted.void_share if is_void else share[index])
-                    for counted, share in zip(summaries.values(), shares, strict=True)
-                ),
-                *(str(shown[index]) for shown in images),
-                "-" if is_void else f"{weights[index]:.2f}",
-            ]
-        )
+    columns.append(["weight", *(f"{weight:.2f}" for weight in weights), "-"])
+    lines = list(zip(*columns, strict=True))
     parts = [
         align(splits, left=3),
         align(lines, left=1),

@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ _PARTS = ("", "_gain", "_low", "_high")  # columns of each measure
 def write_table(
     rows: Sequence[Row],
     classes: Sequence[str],
-    directory: str | os.PathLike[str],
+    directory: Path,
     notes: Sequence[str],
     provenance: Mapping[str, object],
     differences: Sequence[Mapping[str, object]] = (),
@@ -48,43 +47,29 @@ def write_table(
     measure m of `iterinf.evaluation.measures.MEASURES`, in a second table in table.md.
     Classes absent from truth and prediction, and the step size of the segmenter alone,
     are empty in the csv, null in the json and "-" in the md. The json has full
-    precision and marks the rows that are controls.
-
-    Args:
-      rows: The rows, with the segmenter alone first.
-      classes: The k class names.
-      directory: The output folder.
-      notes: Sentences for the md and the json.
-      provenance: The commit, seed, hardware, wall time and command of the results.
-      differences: Further comparisons, for the json only.
+    precision, marks the rows that are controls, and alone has the `differences`.
 
     Raises:
-      UserError: If a class is named like another column, or writing fails.
+      UserError: If writing fails.
     """
-    check_class_names(classes)
     records = [_make_record(row, classes) for row in rows]
     document = {
-        "classes": list(classes),
+        "classes": classes,
         "rows": [
             record | {"is_control": row.is_control}
             for record, row in zip(records, rows, strict=True)
         ],
-        "differences": list(differences),
-        "notes": list(notes),
-        "provenance": dict(provenance),
+        "differences": differences,
+        "notes": notes,
+        "provenance": provenance,
     }
     texts = {
         "table.csv": _format_csv(records),
-        "table.json": json.dumps(
-            drop_nan(document), indent=2, allow_nan=False, default=str
-        ),
+        "table.json": json.dumps(drop_nan(document), indent=2, allow_nan=False),
         "table.md": _format_markdown(rows, classes, notes, provenance),
     }
     write_atomically(
-        {
-            Path(directory) / name: (text.rstrip("\n") + "\n").encode()
-            for name, text in texts.items()
-        }
+        {directory / name: f"{text}\n".encode() for name, text in texts.items()}
     )
 
 
@@ -102,7 +87,7 @@ def check_class_names(classes: Sequence[str]) -> None:
 def drop_nan(tree: Any) -> Any:
     """Replaces nan, which JSON lacks, by None."""
     if isinstance(tree, Mapping):
-        return {str(key): drop_nan(value) for key, value in tree.items()}
+        return {key: drop_nan(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [drop_nan(value) for value in tree]
     return None if isinstance(tree, float) and math.isnan(tree) else tree
@@ -116,39 +101,24 @@ def format_console_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
     header = ["", "model", "mean IoU", "accuracy", "gain", "95%", "step", "iterations"]
     models = [[*header, *(TITLES[name] for name, _ in rows[0].measures)]]
     for number, row in enumerate(rows, start=1):
-        models.append(
-            [
-                str(number),
-                row.model,
-                _format_number(row.mean_iou),
-                _format_number(row.global_accuracy),
-                format_gain(row.gain),
-                f"[{format_gain(row.gain_low)}, {format_gain(row.gain_high)}]",
-                _format_step_size(row.step_size) or "-",
-                str(row.num_iterations),
-                *(
-                    _format_number(found.value, DECIMALS[name])
-                    for name, found in row.measures
-                ),
-            ]
-        )
+        mean_iou, accuracy, gain, low, high, *choice = _format_row(row)
+        measures = [format_measure(*measure)[0] for measure in row.measures]
+        cells = [mean_iou, accuracy, gain, f"[{low}, {high}]", *choice, *measures]
+        models.append([str(number), row.model, *cells])
     ious = [["IoU", *(str(number) for number in range(1, len(rows) + 1))]]
     for index, name in enumerate(classes):
         ious.append([name, *(_format_number(row.class_iou[index]) for row in rows)])
     return f"{align(models, left=2)}\n\n{align(ious, left=1)}"
 
 
-def _make_record(row: Row, classes: Sequence[str]) -> dict[str, object]:
+def _make_record(row: Row, classes: Sequence[str]) -> dict[str, Any]:
     """Converts a row to a dict by column, with None for nan."""
     record: dict[str, object] = {"model": row.model}
     record |= dict(zip(classes, row.class_iou, strict=True))
     record |= {name: getattr(row, name) for name in _LAST_COLUMNS}
     for name, found in row.measures:
         record |= {f"{name}{_PARTS[i]}": value for i, value in enumerate(found)}
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in record.items()
-    }
+    return drop_nan(record)
 
 
 def _format_csv(records: Sequence[Mapping[str, object]]) -> str:
@@ -163,7 +133,7 @@ def _format_csv(records: Sequence[Mapping[str, object]]) -> str:
             else value
             for name, value in record.items()
         )
-    return text.getvalue()
+    return text.getvalue().rstrip("\n")
 
 
 def _format_markdown(
@@ -176,53 +146,49 @@ def _format_markdown(
     header = ["model", *classes, *_LAST_COLUMNS]
     lines = [header, ["---", *(["---:"] * (len(header) - 1))]]
     for row in rows:
-        lines.append(
-            [
-                row.model,
-                *(_format_number(iou) for iou in row.class_iou),
-                _format_number(row.mean_iou),
-                _format_number(row.global_accuracy),
-                *(map(format_gain, (row.gain, row.gain_low, row.gain_high))),
-                _format_step_size(row.step_size) or "-",
-                str(row.num_iterations),
-            ]
-        )
+        lines.append([row.model, *map(_format_number, row.class_iou)])
+        lines[-1] += _format_row(row)
     paragraphs = [
+        format_markdown_lines(lines),
         "All values are in per cent. `gain` is the difference in mean IoU from the "
         "first row, in percentage points, with its 95% paired interval `gain_low` to "
         "`gain_high` (bootstrap over blocks of images). The interval does not cover "
         "training seeds.",
         _describe_absent_classes(rows, classes),
-        *_format_measures(rows),
-        *notes,
-    ]
-    origin = [f"- {name}: {_quote(value)}" for name, value in provenance.items()]
-    return "\n".join(
-        [format_markdown_lines(lines), "", "\n\n".join(paragraphs), "", *origin]
-    )
-
-
-def _format_measures(rows: Sequence[Row]) -> list[str]:
-    """Formats the table of measures, and its explanation."""
-    names = [name for name, _ in rows[0].measures]
-    if not names:
-        return []
-    lines = [["model"], ["---"]]
-    for name in names:
-        lines[0] += [TITLES[name], "95% of difference"]
-        lines[1] += ["---:", "---:"]
-    for row in rows:
-        cells = [format_measure(name, found) for name, found in row.measures]
-        lines.append([row.model, *itertools.chain.from_iterable(cells)])
-    return [
-        format_markdown_lines(lines),
+        _format_measures(rows),
         "Boundary F1 is in per cent, with a tolerance of evaluation.boundary_tolerance "
         "times the image diagonal. NLL is the negative log-likelihood of the truth in "
         "nats per pixel, ECE the expected calibration error in per cent, fragmentation "
         "the number of connected regions in the prediction divided by that in the "
         "truth (1 is ideal). 95%: paired interval of the difference from the first "
         "row.",
+        *notes,
+        format_provenance(provenance),
     ]
+    return "\n\n".join(paragraphs)
+
+
+def _format_row(row: Row) -> list[str]:
+    """Formats the columns `_LAST_COLUMNS`."""
+    return [
+        _format_number(row.mean_iou),
+        _format_number(row.global_accuracy),
+        *map(format_gain, (row.gain, row.gain_low, row.gain_high)),
+        "-" if row.step_size is None else f"{row.step_size:g}",
+        str(row.num_iterations),
+    ]
+
+
+def _format_measures(rows: Sequence[Row]) -> str:
+    """Formats the table of measures."""
+    lines = [["model"], ["---"]]
+    for name, _ in rows[0].measures:
+        lines[0] += [TITLES[name], "95% of difference"]
+        lines[1] += ["---:", "---:"]
+    for row in rows:
+        cells = [format_measure(*measure) for measure in row.measures]
+        lines.append([row.model, *itertools.chain(*cells)])
+    return format_markdown_lines(lines)
 
 
 def format_measure(name: str, found: Comparison) -> tuple[str, str]:
@@ -256,9 +222,12 @@ def _describe_absent_classes(rows: Sequence[Row], classes: Sequence[str]) -> str
     return f"{rule}: {', '.join(found) or 'none'}."
 
 
-def _quote(value: object) -> str:
-    """Formats a value as inline code on one line."""
-    return f"`{' '.join(str(value).split())}`"
+def format_provenance(provenance: Mapping[str, object]) -> str:
+    """Formats values as a Markdown list, each on one line."""
+    return "\n".join(
+        f"- {name}: `{' '.join(str(value).split())}`"
+        for name, value in provenance.items()
+    )
 
 
 def _format_number(value: float, decimals: int = 1) -> str:
@@ -272,11 +241,6 @@ def format_gain(value: float, decimals: int = 1) -> str:
         return "-"
     text = f"{value:+z.{decimals}f}"
     return text[1:] if float(text) == 0 else text
-
-
-def _format_step_size(step_size: float | None) -> str:
-    """Formats a step size; None is empty."""
-    return "" if step_size is None else f"{step_size:g}"
 
 
 def align(lines: Sequence[Sequence[str]], *, left: int) -> str:

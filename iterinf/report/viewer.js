@@ -6,7 +6,7 @@ const DEGRADED = [210, 30, 40];
 const VOID = report.classes.length;
 
 const state = {
-  picture: 0,
+  image: 0,
   refiner: report.curves.length - 1,
   stepSize: 0, // an index, like the two above
   iteration: 0,
@@ -30,11 +30,10 @@ async function unpack(text, start) {
   return maps;
 }
 
-async function readPhoto(picture) {
+async function readPhoto({ photo, width, height }) {
   const image = new Image();
-  image.src = picture.image;
+  image.src = photo;
   await image.decode();
-  const { width, height } = picture;
   const canvas = create("canvas", { width, height });
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0);
@@ -42,14 +41,14 @@ async function readPhoto(picture) {
 }
 
 async function unpackState() {
-  const picture = report.pictures[state.picture];
+  const image = report.images[state.image];
   const refiner = report.curves[state.refiner].name;
-  const packed = picture.refined[refiner][state.stepSize];
-  const nothing = new Uint8Array(picture.width * picture.height);
+  const packed = image.refined[refiner][state.stepSize];
+  const nothing = new Uint8Array(image.width * image.height);
   const [label, segmented, photo] = await Promise.all([
-    unpack(picture.label, nothing),
-    unpack(picture.segmented, nothing),
-    readPhoto(picture),
+    unpack(image.label, nothing),
+    unpack(image.segmented, nothing),
+    readPhoto(image),
   ]);
   return { label, segmented, photo, maps: await unpack(packed, segmented) };
 }
@@ -99,7 +98,7 @@ function makePainter(refined) {
 
 function paint() {
   if (!shown) return;
-  const { width, height } = report.pictures[state.picture];
+  const { width, height } = report.images[state.image];
   const canvas = find("canvas");
   if (canvas.width !== width) canvas.width = width;
   if (canvas.height !== height) canvas.height = height;
@@ -136,7 +135,7 @@ function describe(refined) {
       `alone. Corrected: ${percent(corrected)}; degraded: ${percent(degraded)}. ` +
       "Test images are not used for any choice.",
   );
-  const { name } = report.pictures[state.picture];
+  const { name } = report.images[state.image];
   find("canvas").setAttribute("aria-label", `${state.view} of test image ${name}`);
   drawLegend(new Set([...label, ...segmented, ...refined]));
 }
@@ -156,7 +155,7 @@ function drawLegend(labels) {
 /** Names the classes of the pixel under the pointer. */
 function describePixel(event) {
   if (!shown) return;
-  const { width, height } = report.pictures[state.picture];
+  const { width, height } = report.images[state.image];
   const box = find("canvas").getBoundingClientRect();
   const pick = (offset, length, size) =>
     Math.min(Math.max(Math.floor((offset / length) * size), 0), size - 1);
@@ -186,8 +185,8 @@ function showControls() {
     button.setAttribute("aria-pressed", button.dataset.view === state.view);
   }
   [...find("list").children].forEach((button, index) => {
-    button.setAttribute("aria-pressed", index === state.picture);
-    const gained = report.pictures[index].gained[refiner.name];
+    button.setAttribute("aria-pressed", index === state.image);
+    const gained = report.images[index].gained[refiner.name];
     button.lastChild.lastChild.textContent =
       `${gained < 0 ? "lost" : "gained"} ${Math.abs(gained)} pixels`;
   });
@@ -195,7 +194,7 @@ function showControls() {
 
 /** Changes `state`, and unpacks other maps if necessary. */
 function update(changes) {
-  const isKept = !("picture" in changes || "stepSize" in changes);
+  const isKept = !("image" in changes || "stepSize" in changes);
   Object.assign(state, changes);
   showControls();
   if (isKept) paint();
@@ -214,13 +213,13 @@ function chooseRefiner(index) {
   update({ refiner: index, stepSize: chosen, iteration });
 }
 
-function choosePicture(index) {
-  const picture = Math.min(Math.max(index, 0), report.pictures.length - 1);
-  const [list, button] = [find("list"), find("list").children[picture]];
+function chooseImage(index) {
+  const image = Math.min(Math.max(index, 0), report.images.length - 1);
+  const [list, button] = [find("list"), find("list").children[image]];
   list.scrollLeft = button.offsetLeft - (list.clientWidth - button.offsetWidth) / 2;
   list.scrollTop = button.offsetTop - (list.clientHeight - button.offsetHeight) / 2;
   if (list.contains(document.activeElement)) button.focus({ preventScroll: true });
-  update({ picture });
+  update({ image });
 }
 
 function chooseIteration(iteration) {
@@ -241,8 +240,8 @@ function pressKey(event) {
   };
   VIEWS.forEach((view, index) => (moves[index + 1] = () => update({ view })));
   if (isInside) {
-    moves.ArrowUp = () => choosePicture(state.picture - 1);
-    moves.ArrowDown = () => choosePicture(state.picture + 1);
+    moves.ArrowUp = () => chooseImage(state.image - 1);
+    moves.ArrowDown = () => chooseImage(state.image + 1);
   }
   if (!(key in moves)) return;
   event.preventDefault();
@@ -251,14 +250,14 @@ function pressKey(event) {
 
 function buildViewer() {
   find("order").append(
-    `${report.pictures.length} of ${report.num_test} test images, ordered by the number ` +
+    `${report.images.length} of ${report.num_test} test images, ordered by the number ` +
       `of pixels gained with ${report.curves.at(-1).title}, from most gained to most lost.`,
   );
-  report.pictures.forEach((picture, index) => {
-    const image = create("img", { src: picture.image, alt: "" });
-    const text = create("span", {}, picture.name, create("br"), create("span"));
-    const button = create("button", { type: "button" }, image, text);
-    button.addEventListener("click", () => choosePicture(index));
+  report.images.forEach(({ name, photo }, index) => {
+    const thumbnail = create("img", { src: photo, alt: "" });
+    const text = create("span", {}, name, create("br"), create("span"));
+    const button = create("button", { type: "button" }, thumbnail, text);
+    button.addEventListener("click", () => chooseImage(index));
     find("list").append(button);
   });
   VIEWS.forEach((view, index) => {
@@ -282,5 +281,5 @@ function buildViewer() {
   chooseRefiner(state.refiner);
 }
 
-if (report.pictures.length) buildViewer();
+if (report.images.length) buildViewer();
 else find("viewer").hidden = true;

@@ -45,6 +45,40 @@ def find_input(path: pathlib.Path) -> Mapping[str, Any]:
     return json.loads(metadata["input"]) if is_own else VGG16_INPUT
 
 
+def match_input(
+    segmenter: nn.Module, numbers: Mapping[str, Any], path: str
+) -> nn.Module:
+    """Makes a segmenter normalise images as the network did that gives its weights.
+
+    Args:
+      segmenter: The segmenter. An `input_mean` of 0 and an `input_std` of 1, the
+        defaults of an FCN-8, are replaced; others must equal those of the weights.
+      numbers: The result of `find_input`.
+      path: The file of the weights, for the error message.
+
+    Raises:
+      UserError: If the weights were trained with another normalisation.
+    """
+    if not isinstance(segmenter, FCN8):
+        return segmenter
+    for name, wanted in numbers.items():
+        configured, default = getattr(segmenter, name), getattr(FCN8, name)
+        if not np.allclose(configured, default) and not np.allclose(configured, wanted):
+            raise UserError(
+                f"config.segmenter.model.{name} is {tuple(configured)}, but the "
+                f"weights in {path} were trained with {tuple(wanted)}: expected that, "
+                f"or {default}, which takes it from the weights"
+            )
+    return segmenter.clone(**{name: tuple(values) for name, values in numbers.items()})
+
+
+def describe_input(segmenter: nn.Module) -> dict[str, tuple[float, ...]]:
+    """Returns what a segmenter normalises images by; empty if by nothing."""
+    if not isinstance(segmenter, FCN8):
+        return {}
+    return {name: getattr(segmenter, name) for name in VGG16_INPUT}
+
+
 def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
     """Reads weights for a segmenter.
 

@@ -4,7 +4,7 @@
 
 A line of JSON a case: seconds and ratios, FLOP/s, memory, seconds of compiling. Needs
 the extra `bench`. Names: those of _CASES; all without any. What fails is told on
-stderr, in a line, and the others go on.
+stderr, in a line, and the others continue.
 """
 
 import importlib

@@ -130,7 +130,7 @@ def _time(call: Callable[[], Any]) -> float:
 
 
 def trace(case: Case, folder: pathlib.Path) -> None:
-    """Writes a trace of our call, which has run before, into a folder of its own."""
+    """Writes a trace of our call, which has run before, into a new folder."""
     name = re.sub(r"\W+", "_", f"{case.name} {case.sizes}")
     with jax.profiler.trace(folder / name):
         jax.block_until_ready(case.call())

@@ -1,4 +1,4 @@
-"""What the cases compute: little on a CPU, the paper's sizes on a GPU."""
+"""Sizes of the benchmarks: small on a CPU, those of the paper on a GPU."""
 
 from typing import NamedTuple
 
@@ -53,5 +53,5 @@ _ON_GPU = Work(
 
 
 def choose_work() -> Work:
-    """What suits the device that JAX computes on."""
+    """Returns the sizes for the device that JAX computes on."""
     return _ON_CPU if jax.default_backend() == "cpu" else _ON_GPU

@@ -120,7 +120,7 @@ def _convolve(x: torch.Tensor, params: Parameters, path: str) -> torch.Tensor:
 
 
 def condition(h: torch.Tensor, params: Parameters, name: str) -> torch.Tensor:
-    """What h contributes to a DAE."""
+    """Computes the contribution of h to a DAE."""
     return _convolve(h, params, f"join_{name}")
 
 

@@ -158,9 +158,12 @@ def test_table_and_figures_stay_readable_with_many_classes(rng, tmp_path):
     row = make_row("FCN8", counts, counts, (0, 1))
     write_table([row], classes, tmp_path, [], {})
     assert len(format_console_table([row], classes).splitlines()) == 4 + MANY
-    predictions = {"FCN8": np.minimum(labels, MANY - 1)}
-    figure = plot_segmentations(split.image, labels, predictions, classes, colors)
+    predictions = dict.fromkeys(("FCN8", "CRF"), list(np.minimum(labels, MANY - 1)))
+    figure = plot_segmentations(
+        list(split.image), list(labels), predictions, classes, colors
+    )
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "class 49" in entries
-    assert entries[-2:] == ["void", "120 other classes"]
-    assert len(entries) == 32
+    others = ["void", "120 other classes", "corrected", "degraded"]
+    assert entries[-4:] == others
+    assert len(entries) == 34

@@ -24,10 +24,11 @@ from iterinf.report.trajectories import unpack_maps
 from iterinf.runtime.files import read_arrays, read_lines
 from iterinf.segmenters.precomputed import Precomputed
 from iterinf.training.objectives import propose, to_unit_range
+from iterinf.workdir import read_choice
 from tests import tiny
 from tests.evaluation.test_sweep import Refiner, Segmenter, make_problem
-from tests.prediction.test_export import call, take_refiner
-from tests.report.test_html import read_document
+from tests.fixtures.exports import call, take_refiner
+from tests.fixtures.pages import read_document
 
 pytestmark = pytest.mark.slow
 
@@ -82,16 +83,13 @@ def folder(chained, tmp_path):
     return pathlib.Path(shutil.copytree(chained, tmp_path / "copy"))
 
 
-def read_choice(workdir, name):
-    path = workdir / "refiners" / name / "selection.json"
-    return json.loads(path.read_text())["refined"]
-
-
 def refine_by_hand(experiment, batch):
     """Class probabilities by the segmenter, after the DAE, and after the CRF."""
     dae = experiment.create_refiner("dae_y")
     networks = experiment.train_refiner("dae_y")
-    first, second = (read_choice(experiment.workdir, n) for n in ("dae_y", NAME))
+    first, second = (
+        read_choice(experiment.workdir, n).refined for n in ("dae_y", NAME)
+    )
 
     @jax.jit
     def compute(networks, batch):
@@ -101,14 +99,14 @@ def refine_by_hand(experiment, batch):
         return candidate.y, refine(
             lambda y: dae.apply(variables, y, condition, method=dae.reconstruct),
             candidate.y,
-            step_size=first["step_size"],
-            num_iterations=first["num_iterations"],
+            step_size=first.step_size,
+            num_iterations=first.num_iterations,
         ).y
 
     y, after_dae = compute(networks, batch)
-    parameters = second["parameters"] | {"exact": True}
-    iterations = second["num_iterations"]
-    assert second["step_size"] == 1
+    parameters = second.parameters | {"exact": True}
+    iterations = second.num_iterations
+    assert second.step_size == 1
     return (
         y,
         after_dae,
@@ -147,7 +145,9 @@ def test_predicts_what_was_counted(chained):
     predictor = iterinf.load(chained, NAME)
     test = read_arrays(chained / "refiners" / NAME / "test.npz")["refined"]
     plain = read_arrays(chained / "segmenter" / "test.npz")["counts"]
-    iterations = [read_choice(chained, n)["num_iterations"] for n in ("dae_y", NAME)]
+    iterations = [
+        read_choice(chained, n).refined.num_iterations for n in ("dae_y", NAME)
+    ]
     for i in range(len(dataset.test)):
         record = dataset.test[i]
         found = predictor.predict(record.image, trajectory=True)
@@ -164,7 +164,7 @@ def test_predicts_what_was_counted(chained):
 def test_of_another_networks_probabilities_both_loops_start(chained, rng):
     y = rng.dirichlet(np.ones(11), (32, 48)).astype(np.float32)
     image = Experiment(get_config(), chained).dataset.test[0].image
-    iterations = read_choice(chained, "dae_y")["num_iterations"]
+    iterations = read_choice(chained, "dae_y").refined.num_iterations
     found, dae = (
         iterinf.load(chained, name).predict(image, trajectory=True, probabilities=y)
         for name in (NAME, "dae_y")
@@ -188,21 +188,21 @@ def test_its_gain_is_over_the_segmenter_and_its_worth_over_the_dae(chained):
     assert notes[1].startswith(f"{TITLE} over FCN8 + DAE(y): mean IoU {gain:+.2f} [")
 
 
-def test_its_pictures_start_from_the_dae(chained):
+def test_its_images_start_from_the_dae(chained):
     experiment = Experiment(get_config(), chained)
     document = read_document((chained / "report.html").read_text())
     curves = {curve["name"]: curve for curve in document["curves"]}
     assert curves[NAME]["follows"] == "FCN8 + DAE(y)"
     chosen, iterations = (curves["dae_y"][key] for key in ("chosen", "num_iterations"))
     names = experiment.dataset.test.names
-    for picture in document["pictures"]:
-        batch = experiment.dataset.test.stack([names.index(picture["name"])])
-        variables = experiment.segmenter_variables
+    for image in document["images"]:
+        batch = experiment.dataset.test.stack([names.index(image["name"])])
+        variables = experiment.train_segmenter()
         plain = np.asarray(segment(experiment.segmenter, variables, batch)[0], np.uint8)
-        shown = unpack_maps(base64.b64decode(picture["segmented"]), 0 * plain)
+        shown = unpack_maps(base64.b64decode(image["segmented"]), 0 * plain)
         np.testing.assert_array_equal(shown[0], plain)
         dae, crf = (
-            unpack_maps(base64.b64decode(picture["refined"][name][index]), plain)
+            unpack_maps(base64.b64decode(image["refined"][name][index]), plain)
             for name, index in (("dae_y", chosen), (NAME, 0))
         )
         assert (crf[0] != dae[iterations]).sum() <= 2  # near ties
@@ -231,7 +231,7 @@ def test_a_finished_row_is_not_made_again_and_a_grid_resumes(folder, monkeypatch
     (own / "selection.json").unlink()
     run(get_config(), folder, "evaluate", "")
     assert titles == ["sweep 4 of 4 of DAE(y), then CRF"]
-    assert read_choice(folder, NAME) == kept
+    assert read_choice(folder, NAME).refined == kept.refined
 
 
 def test_another_choice_of_what_it_follows_is_another_start(folder, monkeypatch):
@@ -270,11 +270,7 @@ def test_what_it_follows_is_chosen_first(folder):
     config.refiners = (NAME, "dae_y")
     run(config, folder, "sweep", "")
     assert json.loads(path.read_text())["refined"] == json.loads(kept)["refined"]
-    own = json.loads((path.parent.parent / NAME / "selection.json").read_text())
-    chosen = {
-        k: v for k, v in json.loads(kept)["refined"].items() if k in own["followed"]
-    }
-    assert own["followed"] == chosen | {"name": "dae_y", "stop": 0.0}
+    assert read_choice(folder, NAME).followed == read_choice(folder, "dae_y").refined
 
 
 def test_both_loops_are_exported(folder):
@@ -297,10 +293,10 @@ def test_both_loops_are_exported(folder):
     y = call(content, own, candidate.y, features, images)
     np.testing.assert_allclose(y[0], found.y, atol=1e-5)
     card = (exported / "README.md").read_text()
-    first, second = (read_choice(folder, name) for name in ("dae_y", NAME))
+    first, second = (read_choice(folder, name).refined for name in ("dae_y", NAME))
     assert (
-        f"step size {first['step_size']:g}, {first['num_iterations']} iterations, then "
-        f"step size {second['step_size']:g}, " in card
+        f"step size {first.step_size:g}, {first.num_iterations} iterations, then "
+        f"step size {second.step_size:g}, " in card
     )
     assert "- DAE(y): `2 epochs" in card
     assert f"| {TITLE} |" in card

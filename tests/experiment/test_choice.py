@@ -80,7 +80,7 @@ def test_test_runs_with_the_numbers_chosen(workdir):
     batch = to_unit_range(experiment.dataset.test.stack())
     batch = batch._replace(image=jnp.asarray(batch.image))
     y = jax.jit(functools.partial(propose, experiment.segmenter))(
-        experiment.segmenter_variables, batch
+        experiment.train_segmenter(), batch
     ).y
     refined = iterinf.dense_crf(
         y, batch.image, chosen["num_iterations"], **chosen["parameters"]
@@ -153,7 +153,7 @@ def test_all_rows_are_counted_in_one_dtype(tmp_path, monkeypatch):
     config = get_config()
     config.evaluation.sweep_dtype = "bfloat16"
     experiment = Experiment(config, tmp_path)
-    experiment.__dict__["segmenter_variables"] = {}
+    experiment._segmenter_variables = {}
     used = []
 
     def count(segmenter, *_, **__):

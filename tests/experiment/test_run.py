@@ -21,8 +21,8 @@ from iterinf.report.trajectories import unpack_maps
 from iterinf.runtime.files import read_arrays, write_arrays
 from tests import tiny
 from tests.browser import open_page
+from tests.fixtures.pages import read_document
 from tests.fixtures.vgg16 import make_vgg16
-from tests.report.test_html import read_document
 
 pytestmark = pytest.mark.slow
 
@@ -146,18 +146,18 @@ def check_page(config, workdir):
     """
     document = read_document((workdir / "report.html").read_text())
     dataset = Experiment(config, workdir).dataset
-    assert {p["name"] for p in document["pictures"]} == set(dataset.test.names)
+    assert {p["name"] for p in document["images"]} == set(dataset.test.names)
     plain = read_arrays(workdir / "segmenter" / "test.npz")["counts"]
     shown, changed = set(), set()
-    for picture in document["pictures"]:
-        index = dataset.test.names.index(picture["name"])
+    for image in document["images"]:
+        index = dataset.test.names.index(image["name"])
         label, start = dataset.test[index].label, np.zeros((32, 48), np.uint8)
-        packed = base64.b64decode(picture["segmented"])
+        packed = base64.b64decode(image["segmented"])
         segmented = unpack_maps(packed, start)[0]
         assert (segmented == label).sum() == np.trace(plain[index])
         shown |= set(segmented.flat)
         for refiner in document["curves"]:
-            texts = picture["refined"][refiner["name"]]
+            texts = image["refined"][refiner["name"]]
             assert len(texts) == 2
             packed = base64.b64decode(texts[refiner["chosen"]])
             maps = unpack_maps(packed, segmented)
@@ -373,7 +373,7 @@ def test_another_segmenter_in_two_phases_with_running_statistics(tmp_path):
     document = json.loads((tmp_path / "results" / "table.json").read_text())
     assert "fine-tuning 1 epochs" in document["provenance"]["FC-DenseNet103"]
     experiment = Experiment(config, tmp_path)
-    assert set(experiment.segmenter_variables) == {"params", "statistics"}
+    assert set(experiment.train_segmenter()) == {"params", "statistics"}
     networks = read_pipeline(tmp_path).networks
     jax.tree.map(
         np.testing.assert_array_equal, networks, experiment.train_refiner("dae_y")
@@ -398,7 +398,7 @@ def test_training_starts_from_foreign_weights_and_goes_on_without_them(rng, tmp_
     path.unlink()
     experiment = Experiment(config, tmp_path / "run")
     assert experiment.segmenter.input_std == (0.229, 0.224, 0.225)
-    kernel = experiment.segmenter_variables["params"]["conv4_2"]["kernel"]
+    kernel = experiment.train_segmenter()["params"]["conv4_2"]["kernel"]
     expected = arrays["features.19.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
 
@@ -428,7 +428,7 @@ def test_end_to_end_a_copy_of_the_segmenter_is_trained(workdir, tmp_path):
     plain, own = (
         networks["params"]["conv1_1"]["kernel"]
         for networks in (
-            experiment.segmenter_variables,
+            experiment.train_segmenter(),
             experiment.train_refiner("joint")["segmenter"],
         )
     )

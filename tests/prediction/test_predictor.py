@@ -1,4 +1,4 @@
-"""Pictures of any size through a finished workdir's networks."""
+"""Images of any size through a finished workdir's networks."""
 
 import gc
 import weakref
@@ -102,7 +102,7 @@ def test_gray_and_unit_range(predictor, images):
     np.testing.assert_array_equal(predictor.predict(gray / 255).y, expected)
 
 
-def test_a_stream_gives_what_single_pictures_do(predictor, images):
+def test_a_stream_gives_what_single_images_do(predictor, images):
     wide = resize_image(images[0], (20, 80))
     stream = [*images[:3], wide, images[3], wide[::-1]]
     expected = [predictor.predict(image) for image in stream]
@@ -160,7 +160,7 @@ def test_probabilities_of_another_network_are_what_is_refined(predictor, images)
     assert (found.labels != plain.labels).any()
 
 
-def test_probabilities_at_the_size_of_the_picture(predictor, images, probabilities):
+def test_probabilities_at_the_size_of_the_image(predictor, images, probabilities):
     image = resize_image(images[0], (64, 96))
     large = resize_channels(probabilities, (64, 96))
     found = predictor.predict(image, probabilities=large)
@@ -175,12 +175,12 @@ def test_probabilities_at_the_size_of_the_picture(predictor, images, probabiliti
     [
         (np.zeros((4, 5, 2), np.uint8), r"shape \(4, 5, 2\)"),
         (np.zeros((4, 5), np.int64), "int64"),
-        (np.full((4, 5), 2.0), r"outside \[0, 1\]"),
-        (np.full((4, 5), np.nan), r"outside \[0, 1\]"),
+        (np.full((4, 5), 2.0), "float64 .* to 2"),
+        (np.full((4, 5), np.nan), "float64 .* nan"),
         (np.zeros((0, 5), np.uint8), "shape"),
     ],
 )
-def test_what_is_no_picture_is_refused(predictor, image, message):
+def test_what_is_no_image_is_refused(predictor, image, message):
     with pytest.raises(UserError, match=f"the image .*{message}"):
         predictor.predict(image)
 
@@ -188,8 +188,8 @@ def test_what_is_no_picture_is_refused(predictor, image, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda y: y[..., :10], "probabilities .* 10 channels, expected 11"),
-        (lambda y: y[:30], "probabilities .* 30x48, expected 64x96 or 32x48"),
+        (lambda y: y[..., :10], "probabilities .* 10 .* 11"),
+        (lambda y: y[:30], "probabilities .* 30x48, .* 64x96 or 32x48"),
         (lambda y: 2 * y, "sum to 1"),
         (lambda y: y.astype(float), "float64"),
     ],

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from tests.browser import open_page
-from tests.report.test_html import (
+from tests.fixtures.pages import (
     HEIGHT,
     NASTY,
     NUM_ITERATIONS,
     WIDTH,
     make_page,
     read_document,
-    read_image,
+    read_photo,
 )
 
 CORRECTED, DEGRADED = (90, 230, 120), (210, 30, 40)
@@ -23,7 +23,8 @@ def read_pixels(seen):
 
 
 def test_paints_what_it_holds_and_follows_slider_keys_and_lists(tmp_path):
-    dataset, records, maps = make_page(tmp_path)
+    dataset, report, maps = make_page(tmp_path)
+    records = [image.record for image in report.page_images]
     page = tmp_path / "report.html"
     steps = {
         "slider": {"set": ["#iteration", "3"]},
@@ -68,7 +69,7 @@ def test_paints_what_it_holds_and_follows_slider_keys_and_lists(tmp_path):
     degraded = (after != label) & (before == label) & (label < 3)
     np.testing.assert_array_equal((changes == CORRECTED).all(axis=-1), corrected)
     np.testing.assert_array_equal((changes == DEGRADED).all(axis=-1), degraded)
-    images = map(read_image, read_document(page.read_text())["pictures"])
+    images = map(read_photo, read_document(page.read_text())["images"])
     for name, image in zip(("first", "image"), images, strict=True):
         difference = read_pixels(seen[name]).astype(int) - image
         assert np.abs(difference).max() <= 4  # decoders round otherwise
@@ -102,7 +103,7 @@ def test_fits_a_phone_with_any_number_of_classes(tmp_path, num_classes):
 
 
 def test_without_images_there_is_no_viewer(tmp_path):
-    make_page(tmp_path, num_pictures=0)
+    make_page(tmp_path, num_images=0)
     found = open_page(tmp_path / "report.html", [])
     assert found["problems"] == []
     text = found["seen"][0]["text"]

@@ -1,4 +1,4 @@
-"""Predictions as pictures."""
+"""Painted predictions."""
 
 import io
 

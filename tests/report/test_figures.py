@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from iterinf.errors import UserError
 from iterinf.report.changes import (
     CORRECTED,
     DEGRADED,
@@ -19,6 +18,7 @@ from iterinf.report.changes import (
     compute_changes,
     find_largest_changes,
 )
+from iterinf.report.curves import Curves
 from iterinf.report.figures import Box, plot_iterations, plot_segmentations, save_figure
 
 STEP_SIZES = (0.02, 0.1, 1.0)
@@ -30,9 +30,14 @@ CLASSES = ("sky", "road", "car")
 COLORS = np.array([(128, 128, 128), (128, 64, 128), (64, 0, 128), (0, 0, 0)], np.uint8)
 
 
-def plot_curves(test: np.ndarray | None = TEST) -> Figure:
+def plot_curves() -> Figure:
     """Figure 4 of three step sizes and three iterations."""
-    return plot_iterations(VALIDATION, STEP_SIZES, 0.1, 2, test, title="DAE(y)")
+    test = {"mean_iou": TEST, "boundary_f1": TEST / 2}
+    test |= {"nll": TEST, "fragmentation": 3 * TEST}
+    curves = Curves({"mean_iou": VALIDATION, "boundary_f1": VALIDATION / 2}, test)
+    return plot_iterations(
+        curves, STEP_SIZES, 0.1, 2, title="DAE(y)", others={}, start="segmenter alone"
+    )
 
 
 def list_curves(axes: Axes) -> list[np.ndarray]:
@@ -105,51 +110,29 @@ def test_validation_has_a_line_a_step_size() -> None:
 
 def test_iteration_panels_are_labelled() -> None:
     figure = plot_curves()
-    validation, test = figure.axes
-    for axes in (validation, test):
+    for axes in figure.axes:
         assert axes.get_xlabel().startswith("iterations")
-        assert axes.get_ylabel() == "mean IoU (%)"
-    assert test.get_title().startswith("test: not used for any choice")
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        *("mean IoU (%)", "mean IoU (%)", "boundary F1 (%)", "boundary F1 (%)"),
+        *("NLL (nats per pixel), test", "fragmentation, test"),
+    ]
+    assert figure.axes[1].get_title().startswith("test: not used for any choice")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["0.02", "0.1 (chosen)", "1"]
 
 
-def test_boundaries_and_test_measures_have_panels_of_their_own() -> None:
-    measures = {"NLL": TEST, "fragmentation": 3 * TEST}
-    figure = plot_iterations(
-        VALIDATION,
-        STEP_SIZES,
-        0.1,
-        2,
-        TEST,
-        title="DAE(y)",
-        boundary_f1=(VALIDATION / 2, TEST / 2),
-        test_measures=measures,
-    )
-    labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == [
-        *("mean IoU (%)", "mean IoU (%)", "boundary F1 (%)", "boundary F1 (%)"),
-        *("NLL, test", "fragmentation, test"),
-    ]
-    (points,) = list_curves(figure.axes[3])
-    np.testing.assert_allclose(points[:, 1], 50 * TEST)
-    (points,) = list_curves(figure.axes[5])
-    np.testing.assert_allclose(points[:, 1], 3 * TEST)
-
-
 def test_choice_is_marked_in_both_panels() -> None:
-    for axes, value in zip(plot_curves().axes, (52.0, 42.0), strict=True):
+    for axes, value in zip(plot_curves().axes, (52.0, 42.0), strict=False):
         (marker,) = [line for line in axes.lines if line.get_marker() == "o"]
         np.testing.assert_allclose(np.asarray(marker.get_xydata()), [[2.0, value]])
 
 
-def test_test_panel_has_the_chosen_step_size_only() -> None:
-    (points,) = list_curves(plot_curves().axes[1])
-    np.testing.assert_allclose(points[:, 1], 100 * TEST)
-
-
-def test_no_test_panel_before_the_test() -> None:
-    assert len(plot_curves(test=None).axes) == 1
+def test_test_panels_have_the_chosen_step_size_only() -> None:
+    expected = (100 * TEST, 50 * TEST, TEST, 3 * TEST)
+    axes = plot_curves().axes
+    for panel, values in zip((axes[1], *axes[3:]), expected, strict=True):
+        (points,) = list_curves(panel)
+        np.testing.assert_allclose(points[:, 1], values)
 
 
 def test_failing_step_size_does_not_flatten_the_rest() -> None:
@@ -158,7 +141,9 @@ def test_failing_step_size_does_not_flatten_the_rest() -> None:
     assert "cut off below; lowest 10.0" in [text.get_text() for text in axes.texts]
 
 
-def make_scene() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def make_scene() -> tuple[
+    list[np.ndarray], list[np.ndarray], dict[str, list[np.ndarray]]
+]:
     """Two images of a car on a road that the segmenter misses in the first."""
     labels = np.zeros((2, 48, 64), np.int32)
     labels[:, 24:] = 1
@@ -167,7 +152,8 @@ def make_scene() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     before = np.minimum(labels, 2)
     before[0, 30:40, 10:26] = 1
     images = np.full((2, 48, 64, 3), 200, np.uint8)
-    return images, labels, {"FCN8": before, "DAE(y)": np.minimum(labels, 2)}
+    predictions = {"FCN8": list(before), "DAE(y)": list(np.minimum(labels, 2))}
+    return list(images), list(labels), predictions
 
 
 def is_white(patch: Patch) -> TypeGuard[Rectangle]:
@@ -187,13 +173,13 @@ def test_segmentations_have_a_row_an_image_and_titled_columns() -> None:
 
 def test_segmentation_panels_show_the_colors_and_changes() -> None:
     figure = plot_segmentations(*make_scene(), CLASSES, COLORS)
-    pictures = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:5]]
-    assert pictures[1][0, 0].tolist() == [128, 128, 128]
-    assert pictures[1][47, 0].tolist() == [0, 0, 0]
-    assert pictures[2][35, 15].tolist() == [128, 64, 128]
-    assert pictures[3][35, 15].tolist() == [64, 0, 128]
-    assert pictures[4][0, 0].tolist() == [100, 100, 100]
-    red, green, blue = pictures[4][35, 15].astype(int)
+    panels = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:5]]
+    assert panels[1][0, 0].tolist() == [128, 128, 128]
+    assert panels[1][47, 0].tolist() == [0, 0, 0]
+    assert panels[2][35, 15].tolist() == [128, 64, 128]
+    assert panels[3][35, 15].tolist() == [64, 0, 128]
+    assert panels[4][0, 0].tolist() == [100, 100, 100]
+    red, green, blue = panels[4][35, 15].astype(int)
     assert green > 2 * max(red, blue) - 50
     assert "corrected 5.2%, degraded 0.0%" in figure.axes[4].get_xlabel()
 
@@ -211,24 +197,9 @@ def test_boxes_are_the_same_in_every_panel_of_a_row() -> None:
     assert contains(box, 30, 10, 10, 16)
 
 
-def test_segmenter_alone_has_no_change_map() -> None:
-    images, labels, predictions = make_scene()
-    alone = {"FCN8": predictions["FCN8"]}
-    figure = plot_segmentations(images, labels, alone, CLASSES, COLORS)
-    assert len(figure.axes) == 6
-    assert all(not axes.patches for axes in figure.axes)
-
-
 def test_figure_is_saved_whole(tmp_path: Path) -> None:
     save_figure(plot_curves(), tmp_path / "figures" / "curve.png")
-    with Image.open(tmp_path / "figures" / "curve.png") as picture:
-        picture.load()
-        assert picture.size == (1560, 660)  # 10.4 x 4.4 inches
+    with Image.open(tmp_path / "figures" / "curve.png") as image:
+        image.load()
+        assert image.size == (1560, 1680)  # 10.4 x 11.2 inches
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curve.png"]
-
-
-def test_unwritable_figure_is_named(tmp_path: Path) -> None:
-    (tmp_path / "curve.png").mkdir()
-    with pytest.raises(UserError, match="cannot write .*curve.png"):
-        save_figure(plot_curves(), tmp_path / "curve.png")
-    assert list(tmp_path.iterdir()) == [tmp_path / "curve.png"]

@@ -1,14 +1,16 @@
-"""Rows and their order, what is said of the controls, the pictures shown."""
+"""Rows and their order, what is said of the controls, the images shown."""
 
 import numpy as np
 import pytest
 
 from iterinf.data import create_dataset
+from iterinf.evaluation.measures import MEASURES
 from iterinf.evaluation.tally import pack, unpack
 from iterinf.ops.metrics import compute_mean_iou
 from iterinf.report import results
 from iterinf.report.results import (
     RefinerResult,
+    Report,
     choose_images,
     describe_differences,
     list_differences,
@@ -17,7 +19,6 @@ from iterinf.report.results import (
 )
 from iterinf.report.rows import make_row
 from iterinf.report.trajectories import ImageResult, pack_maps
-from iterinf.runtime.files import write_arrays
 from tests.tallies import make_tally
 
 NUM_CLASSES = 11
@@ -31,22 +32,13 @@ def make_confusions(rng, num_images):
     return rng.multinomial(40, chances)
 
 
-def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **counts):
-    """A refiner that the stages have left in `folder`: confusions by row."""
-    arrays = (
-        {}
-        if curve is None
-        else {
-            "mean_iou": curve,
-            **{
-                f"curve/{name}": curve
-                for name in ("boundary_f1", "nll", "fragmentation")
-            },
-        }
-    )
+def make_result(name, *, end_to_end=False, damped=0.4, curve=None, **counts):
+    """What the stages have left of a refiner: confusions by row."""
+    arrays = {}
+    if curve is not None:
+        arrays = {"mean_iou": curve} | {f"curve/{key}": curve for key in MEASURES}
     for key, confusions in counts.items():
         arrays |= pack(key, make_tally(confusions))
-    write_arrays(folder / name / "test.npz", **arrays)
     return RefinerResult(
         name=name,
         title=f"FCN8 + {name}",
@@ -57,13 +49,20 @@ def make_result(folder, name, *, end_to_end=False, damped=0.4, curve=None, **cou
         damped_step_size=damped,
         end_to_end=end_to_end,
         is_control=False,
-        folder=folder / name,
+        curve={},
+        test=arrays,
     )
 
 
-def describe(*args):
+def compare(plain, refiners):
+    """The differences of the refiners to the segmenter and their controls."""
+    rows = make_rows("FCN8", plain, refiners, range(5), 20)
+    return list_differences(rows, refiners, range(5), 20)
+
+
+def describe(plain, refiners):
     """The sentences about the refiners."""
-    return describe_differences(list_differences(*args))
+    return describe_differences(compare(plain, refiners))
 
 
 @pytest.fixture
@@ -77,7 +76,6 @@ def refiners(tmp_path, rng, plain):
     """Two refiners of that segmenter."""
     return [
         make_result(
-            tmp_path,
             name,
             **{key: make_confusions(rng, 5) for key in KEYS} | {"initial": plain},
             curve=np.array([0.2, 0.3]),
@@ -104,7 +102,7 @@ def test_rows_are_the_plain_network_then_controls_and_result_in_order(refiners, 
 def test_a_segmenter_trained_with_the_refiner_has_a_row(tmp_path, rng, plain):
     """Its gain is over the segmenter alone, like that of all rows."""
     counts = {key: make_confusions(rng, 5) for key in KEYS}
-    refiner = make_result(tmp_path, "C", end_to_end=True, **counts)
+    refiner = make_result("C", end_to_end=True, **counts)
     rows = make_rows("FCN8", make_tally(plain), [refiner], BLOCKS, 20)
     assert [row.model for row in rows] == [
         "FCN8",
@@ -124,10 +122,10 @@ def test_a_refiner_without_controls_has_one_row_and_one_verdict(tmp_path, rng):
     change = np.array([[1, -1], [0, 0]])
     for gained, verdict in ((2, "improves on"), (-2, "is worse than")):
         refined = plain + gained * change
-        refiner = make_result(tmp_path, "CRF", damped=None, refined=refined)
+        refiner = make_result("CRF", damped=None, refined=refined)
         rows = make_rows("FCN8", make_tally(plain), [refiner], range(5), 20)
         assert [row.model for row in rows] == ["FCN8", "FCN8 + CRF"]
-        (sentence,) = describe(make_tally(plain), [refiner], range(5), 20)
+        (sentence,) = describe(make_tally(plain), [refiner])
         assert sentence.startswith(f"FCN8 + CRF {verdict} the segmenter alone: ")
 
 
@@ -135,11 +133,11 @@ def test_a_refiner_is_compared_with_the_one_that_it_follows(tmp_path):
     plain = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
     first, second = (
-        make_result(tmp_path, name, damped=None, refined=plain + gained * change)
+        make_result(name, damped=None, refined=plain + gained * change)
         for name, gained in (("DAE", 3), ("both", 2))
     )
     refiners = [second._replace(follows=first.title), first]
-    differences = list_differences(make_tally(plain), refiners, range(5), 20)
+    differences = compare(make_tally(plain), refiners)
     assert [(d.model, d.over) for d in differences] == [
         ("FCN8 + both", "the segmenter alone"),
         ("FCN8 + both", "FCN8 + DAE"),
@@ -156,19 +154,18 @@ def test_a_refiner_is_compared_with_the_one_that_it_follows(tmp_path):
 
 def test_rows_hold_the_counts_of_their_own(refiners, plain):
     rows = make_rows("FCN8", make_tally(plain), refiners, BLOCKS, 20)
-    with np.load(refiners[1].folder / "test.npz") as test:
-        keys = ("initial", "one_reconstruction", "damped_step", "refined")
-        for row, key in zip([rows[0], *rows[4:]], keys, strict=True):
-            assert row == make_row(
-                row.model,
-                unpack(dict(test), key),
-                make_tally(plain),
-                BLOCKS,
-                step_size=row.step_size,
-                num_iterations=row.num_iterations,
-                is_control=key in ("one_reconstruction", "damped_step"),
-                num_resamples=20,
-            )
+    keys = ("initial", "one_reconstruction", "damped_step", "refined")
+    for row, key in zip([rows[0], *rows[4:]], keys, strict=True):
+        assert row == make_row(
+            row.model,
+            unpack(refiners[1].test, key),
+            make_tally(plain),
+            BLOCKS,
+            step_size=row.step_size,
+            num_iterations=row.num_iterations,
+            is_control=key in ("one_reconstruction", "damped_step"),
+            num_resamples=20,
+        )
 
 
 @pytest.mark.parametrize(
@@ -180,14 +177,13 @@ def test_iterating_is_compared_to_both_controls(tmp_path, full, damped, verdict)
     refined = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
     refiner = make_result(
-        tmp_path,
         "A",
         refined=refined,
         one_reconstruction=refined - full * change,
         damped_step=refined - damped * change,
     )
     plain = refined - 5 * change
-    sentences = describe(make_tally(plain), [refiner], range(5), 20)
+    sentences = describe(make_tally(plain), [refiner])
     sentence, *others = sentences
     assert sentence.startswith(f"FCN8 + A {verdict}")
     assert len(others) == 2
@@ -204,13 +200,12 @@ def test_standing_still_beats_no_control(tmp_path):
     refined = np.array([[[36, 4], [4, 36]]] * 5)
     worse = refined - np.array([[9, -9], [0, 0]])
     refiner = make_result(
-        tmp_path,
         "A",
         refined=refined,
         one_reconstruction=worse,
         damped_step=worse,
     )
-    (sentence,) = describe(make_tally(refined), [refiner], range(5), 20)
+    (sentence,) = describe(make_tally(refined), [refiner])
     assert "does not clearly" in sentence
     assert "the segmenter alone: 0.00 [0.00, 0.00]" in sentence
 
@@ -226,11 +221,11 @@ def test_standing_still_beats_no_control(tmp_path):
         ((1, 1, 1), 3, [0, 1, 2]),
     ],
 )
-def test_pictures_go_from_the_best_to_the_worst(tmp_path, gains, count, expected):
+def test_images_go_from_the_best_to_the_worst(tmp_path, gains, count, expected):
     initial = np.array([[[20, 20], [20, 20]]] * len(gains))
     change = np.array([[[1, -1], [0, 0]]])
     refined = initial + np.array(gains).reshape(-1, 1, 1) * change
-    refiner = make_result(tmp_path, "A", refined=refined)
+    refiner = make_result("A", refined=refined)
     assert choose_images(initial, refiner, count) == expected
 
 
@@ -247,33 +242,26 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         "plot_iterations",
         lambda *args, **options: curves.append((args, options)),
     )
-    crf = make_result(
-        tmp_path, "CRF", damped=None, initial=plain, curve=np.array([0.2, 0.4])
-    )
-    once = make_result(
-        tmp_path, "once", damped=None, initial=plain, curve=np.array([0.2])
-    )
-    after = make_result(
-        tmp_path, "after", damped=None, initial=plain, curve=np.array([0.2, 0.4])
-    )
+    crf = make_result("CRF", damped=None, initial=plain, curve=np.array([0.2, 0.4]))
+    once = make_result("once", damped=None, initial=plain, curve=np.array([0.2]))
+    after = make_result("after", damped=None, initial=plain, curve=np.array([0.2, 0.4]))
     refiners = [crf, once, after._replace(follows="FCN8 + A"), *refiners]
-    for refiner in refiners:
-        write_arrays(
-            refiner.folder / "curve.npz",
-            mean_iou=np.array([[0.5, 0.6], [0.7, 0.4]]),
-            initial_mean_iou=np.array(0.3),
-            step_sizes=np.array([0.1, 1.0]),
-        )
+    curve = {
+        "mean_iou": np.array([[0.5, 0.6], [0.7, 0.4]]),
+        "initial_mean_iou": np.array(0.3),
+        "step_sizes": np.array([0.1, 1.0]),
+    }
+    refiners = [refiner._replace(curve=curve) for refiner in refiners]
     dataset = create_dataset("streets", height=32, width=48, num_test=5)
     rows = [make_row("FCN8", make_tally(plain), make_tally(plain), BLOCKS)]
     maps = np.arange(8, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(48, 2)
-    pictures = []
+    images = []
     for index in (3, 0):
         segmented = dataset.test[index].label
         packed = [pack_maps(maps, segmented), pack_maps(maps[::-1], segmented)]
         refined = dict.fromkeys(("CRF", "once", "after", "B", "A"), packed)
-        pictures.append(ImageResult(dataset.test[index], segmented, refined))
-    write_results(tmp_path, dataset, rows, refiners, pictures, [], [], {})
+        images.append(ImageResult(dataset.test[index], segmented, refined))
+    write_results(Report(dataset, rows, refiners, [], [], {}, {}, images, []), tmp_path)
     figures = [f"figure4_{name}.png" for name in ("CRF", "after", "B", "A")]
     assert drawn == [*figures, "figure3.png"]  # one iteration is no curve
     ((images, labels, predictions, *_),) = painted
@@ -289,10 +277,12 @@ def test_figures_draw_what_was_counted(tmp_path, refiners, plain, monkeypatch):
         "segmenter alone",
         "segmenter alone",
     ]
-    (validation, step_sizes, step_size, num_iterations, test), options = curves[2]
-    np.testing.assert_array_equal(validation, [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]])
-    assert (step_sizes, step_size, num_iterations) == ([0.1, 1.0], 0.1, 7)
-    np.testing.assert_allclose(test, [rows[0].mean_iou / 100, 0.2, 0.3])
+    ((validation, test), *choice), options = curves[2]
+    expected = [[0.3, 0.5, 0.6], [0.3, 0.7, 0.4]]
+    np.testing.assert_array_equal(validation["mean_iou"], expected)
+    assert choice == [(0.1, 1.0), 0.1, 7]
+    expected = [rows[0].mean_iou / 100, 0.2, 0.3]
+    np.testing.assert_allclose(test["mean_iou"], expected)
     assert options["title"] == "FCN8 + B"
     ((title, other),) = options["others"].items()
     assert title == "FCN8 + CRF"
@@ -305,14 +295,14 @@ def test_a_control_without_y_is_marked_and_compared_with(tmp_path):
     refined = np.array([[[36, 4], [4, 36]]] * 5)
     change = np.array([[1, -1], [0, 0]])
     counts = {key: refined for key in KEYS}
-    control = make_result(tmp_path, "B", damped=None, refined=refined - 3 * change)
-    refiners = [control._replace(is_control=True), make_result(tmp_path, "A", **counts)]
+    control = make_result("B", damped=None, refined=refined - 3 * change)
+    refiners = [control._replace(is_control=True), make_result("A", **counts)]
     plain = make_tally(refined - 5 * change)
     rows = make_rows("FCN8", plain, refiners, range(5), 20)
     marked = [row.model for row in rows if row.is_control]
     assert marked[0] == "FCN8 + B"
     assert "FCN8 + A" not in marked
-    differences = list_differences(plain, refiners, range(5), 20)
+    differences = compare(plain, refiners)
     found = {(d.model, d.over): d.intervals["mean IoU"] for d in differences}
     expected = 100 * (36 / 44 - np.mean([33 / 44, 36 / 47]))
     np.testing.assert_allclose(found["FCN8 + A", "FCN8 + B"], [expected] * 3)

@@ -85,7 +85,7 @@ def read_parameters(workdir):
     """Every array of the best checkpoints, as a run from Python reads them."""
     config = tiny.get_config()
     experiment = Experiment(config, workdir)
-    models = [experiment.segmenter_variables]
+    models = [experiment.train_segmenter()]
     models += [experiment.train_refiner(name) for name in config.refiners]
     return jax.tree.leaves(models)
 

@@ -75,7 +75,7 @@ def _write_outputs(workdir, folder):
         split = getattr(experiment.dataset, name)
         for i, stem in enumerate(split.names):
             batch = to_unit_range(jax.tree.map(jnp.asarray, split.stack([i])))
-            y, h, _ = compute(experiment.segmenter_variables, batch)
+            y, h, _ = compute(experiment.train_segmenter(), batch)
             path = folder / name / f"{stem}.npz"
             np.savez(path, probabilities=y[0], pool2=h["pool2"][0])
 

@@ -10,13 +10,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import iterinf
+from configs import base
 from iterinf.errors import UserError
+from iterinf.prediction.pipeline import build_segmenter
 from iterinf.segmenters.pretrained import (
+    VGG16_INPUT,
     describe_replaced,
+    find_input,
+    match_input,
     read_weights,
     replace_parameters,
 )
-from iterinf.workdir import keep_input, match_input
+from iterinf.workdir import write_input
 from tests.fixtures.fc_densenet import BY_PYTORCH, create_narrow, load_variables
 from tests.fixtures.vgg16 import make_vgg16
 
@@ -87,25 +92,35 @@ def test_fc6_of_vgg16_sees_the_grid_as_the_matrix_did(rng, tmp_path):
     np.testing.assert_array_equal(found["fc7/kernel"], expected)
 
 
-def test_images_are_normalised_as_for_vgg16(tmp_path):
-    segmenter = match_input(create_fcn8(), "vgg16.pth", tmp_path)
+def test_images_are_normalised_as_for_vgg16():
+    numbers = find_input(pathlib.Path("vgg16.pth"))
+    segmenter = match_input(create_fcn8(), numbers, "vgg16.pth")
     assert segmenter.input_mean == (0.485, 0.456, 0.406)
     assert segmenter.input_std == (0.229, 0.224, 0.225)
-    assert match_input(create_narrow(), "x.npz", tmp_path) == create_narrow()
+    assert match_input(create_narrow(), numbers, "x.npz") == create_narrow()
 
 
-def test_a_configured_normalisation_is_not_overridden(tmp_path):
-    """It is that of the weights, or an error; once trained, that of the training."""
+def test_a_configured_normalisation_is_that_of_the_weights_or_an_error():
     own = create_fcn8().clone(input_mean=(0.485, 0.456, 0.406))
-    segmenter = match_input(own, "vgg16.pth", tmp_path)
+    segmenter = match_input(own, VGG16_INPUT, "vgg16.pth")
     assert segmenter.input_mean == (0.485, 0.456, 0.406)
     assert segmenter.input_std == (0.229, 0.224, 0.225)
     other = create_fcn8().clone(input_std=(0.3, 0.3, 0.3))
     with pytest.raises(UserError, match=r"input_std is \(0.3, 0.3, 0.3\), .*0.229"):
-        match_input(other, "vgg16.pth", tmp_path)
-    keep_input(segmenter, tmp_path)
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    assert match_input(other, "vgg16.pth", tmp_path) == segmenter
+        match_input(other, VGG16_INPUT, "vgg16.pth")
+
+
+@pytest.mark.parametrize("kept", [{"input_mean": (0.1,) * 3}, None])
+def test_once_trained_images_are_normalised_as_in_training(tmp_path, kept):
+    """The file of weights is not needed any more; earlier versions knew only VGG16."""
+    config = base.get_config()
+    config.segmenter.init_from = "missing.safetensors"
+    (tmp_path / "segmenter" / "checkpoints" / "4").mkdir(parents=True)
+    if kept:
+        write_input(tmp_path, kept)
+    segmenter = build_segmenter(config, 11, tmp_path)
+    expected = (kept or VGG16_INPUT)["input_mean"]
+    assert segmenter.input_mean == expected
 
 
 def list_in_forward_order(params):
@@ -192,7 +207,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(UserError, match="another network: this one has no a/kernel"):
         replace_parameters(init(segmenter), read_weights(path, segmenter), path)
     with pytest.raises(UserError, match="x.safetensors has lost its metadata"):
-        match_input(segmenter, path, tmp_path)
+        find_input(pathlib.Path(path))
 
 
 @pytest.mark.parametrize(
