@@ -1,7 +1,6 @@
 """FC-DenseNet: PyTorch's numbers, what normalises at test."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +10,7 @@ from flax.traverse_util import unflatten_dict
 
 import iterinf
 from iterinf.errors import UserError
-
-BY_PYTORCH = np.load(pathlib.Path(__file__).parents[1] / "fixtures" / "fc_densenet.npz")
-NARROW = {"blocks": (2, 3), "bottleneck": 2, "growth_rate": 4, "first_channels": 6}
-
-
-def create_narrow(**options):
-    return iterinf.create_segmenter("fc_densenet103", num_classes=5, **NARROW | options)
-
-
-def load_variables():
-    """The arrays that PyTorch ran with."""
-    prefix = "params/"
-    arrays = {
-        name.removeprefix(prefix): BY_PYTORCH[name]
-        for name in BY_PYTORCH.files
-        if name.startswith(prefix)
-    }
-    return {"params": unflatten_dict(arrays, sep="/")}
+from tests.fixtures.narrow_fc_densenet import BY_PYTORCH, create_narrow, load_variables
 
 
 @functools.cache

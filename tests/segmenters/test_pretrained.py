@@ -17,7 +17,7 @@ from iterinf.segmenters.pretrained import (
     replace_parameters,
 )
 from iterinf.workdir import keep_input, match_input
-from tests.segmenters.test_fc_densenet import BY_PYTORCH, create_narrow, load_variables
+from tests.fixtures.narrow_fc_densenet import BY_PYTORCH, create_narrow, load_variables
 
 WIDTHS = (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8)  # of VGG16's convolutions, by 64
 

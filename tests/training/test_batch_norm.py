@@ -6,7 +6,7 @@ import numpy as np
 
 from iterinf.training.batch_norm import estimate_statistics
 from iterinf.types import Batch
-from tests.segmenters.test_fc_densenet import create_narrow, load_variables
+from tests.fixtures.narrow_fc_densenet import create_narrow, load_variables
 
 
 def make_batches(rng, count):
