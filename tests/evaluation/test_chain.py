@@ -25,7 +25,7 @@ from iterinf.runtime.files import read_arrays, read_lines
 from iterinf.segmenters.precomputed import Precomputed
 from iterinf.training.objectives import propose, to_unit_range
 from tests import tiny
-from tests.evaluation.test_sweep import Refiner, Segmenter, make_problem
+from tests.fixtures.linear import Refiner, Segmenter, make_problem
 from tests.prediction.test_export import call, take_refiner
 from tests.report.test_html import read_document
 
