@@ -52,11 +52,5 @@ def create_dae_of_all_pools(dae_y):
         start_as_identity=True,
     )
     refiner.training.update(monitor="validation/mean_iou", ema_decay=0.99)
-    refiner.training.optimizer = {
-        "name": "adam",
-        "learning_rate": 5e-4,
-        "decay_per_epoch": 0.97,
-        "weight_decay": 1e-4,
-        "options": {},
-    }
+    refiner.training.optimizer = base.create_adam(5e-4, 0.97, weight_decay=1e-4)
     return refiner

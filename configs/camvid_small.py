@@ -36,7 +36,7 @@ def get_config():
             widths=(16, 32, 64, 128, 256),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
-            unpool_fill=0.65,
+            unpool_fill=0.7,
             skip_connections=True,
             full_size_skip=True,
             start_as_identity=True,
@@ -50,13 +50,7 @@ def get_config():
             ema_decay=0.99,
             inputs="frames",
         )
-        refiner.training.optimizer = {
-            "name": "adam",
-            "learning_rate": 2e-3,
-            "decay_per_epoch": 0.96,
-            "weight_decay": 1e-4,
-            "options": {},
-        }
+        refiner.training.optimizer = base.create_adam(2e-3, 0.96, weight_decay=1e-4)
     context_module, crf_rnn = config.refiner.context_module, config.refiner.crf_rnn
     for refiner, num_epochs in ((context_module, 40), (crf_rnn, 12)):
         refiner.training.update(

@@ -9,7 +9,7 @@ python -m iterinf.main --config=configs/camvid_small_ablations.py \
   --workdir=runs/camvid_small_ablations --config.dataset.options.path=PATH_OF_CAMVID
 """
 
-from configs import base, camvid_small
+from configs import camvid_small, released_2017
 
 # Name of the refiner -> suffix of its title, and the keys that differ.
 _CHANGES = {
@@ -81,6 +81,6 @@ def get_config():
         inputs="probabilities", use_image=True, first_init="glorot", padding="once"
     )
     config.refiner.context_module_2017 = released
-    config.refiner.dense_crf_2017 = base.create_dense_crf_2017()
+    config.refiner.dense_crf_2017 = released_2017.create_dense_crf()
     config.refiners = ("dense_crf_2017", "context_module_2017", *_CHANGES, "dae_y")
     return config

@@ -35,7 +35,7 @@ def get_config():
             widths=(16, 32, 64, 96, 128),
             features=("input", "pool1", "pool2", "pool3", "pool4"),
             relu_decoder=False,
-            unpool_fill=0.65,
+            unpool_fill=0.7,
             skip_connections=True,
             full_size_skip=True,
             start_as_identity=True,
@@ -44,13 +44,7 @@ def get_config():
         refiner.training.update(
             crop_size=(64, 64), num_epochs=52, patience=8, inputs="frames"
         )
-        refiner.training.optimizer = {
-            "name": "adam",
-            "learning_rate": 2e-3,
-            "decay_per_epoch": 0.93,
-            "weight_decay": 1e-4,
-            "options": {},
-        }
+        refiner.training.optimizer = base.create_adam(2e-3, 0.93, weight_decay=1e-4)
     config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_no_y", "dae_y")
     config.refiner.context_module.training.update(
         crop_size=(64, 64), num_epochs=12, patience=4, inputs="frames"

@@ -31,5 +31,18 @@ def get_config():
     config.refiner.context_module.model.update(
         inputs="probabilities", use_image=True, first_init="glorot", padding="once"
     )
-    config.refiner.dense_crf.selection = base.create_dense_crf_2017().selection
+    config.refiner.dense_crf.selection = create_dense_crf()["selection"]
     return config
+
+
+def create_dense_crf():
+    """Keys of the dense CRF of the 2017 code: only the iterations are chosen."""
+    parameters = {
+        "spatial_width": (3.0,),
+        "spatial_weight": (3.0,),
+        "bilateral_width": (3.0,),
+        "color_width": (13.0,),
+        "bilateral_weight": (10.0,),
+    }
+    selection = base.create_selection(parameters=parameters, num_iterations=80)
+    return base.create_dense_crf("CRF, released 2017") | {"selection": selection}

@@ -138,7 +138,6 @@ _RULES: dict[str, _Rule] = {
     "recycle_step_size": _UP_TO_ONE,
     "ema_decay": _BELOW_ONE,
     "dropout": _BELOW_ONE,
-    "feature_dropout": _BELOW_ONE,
     "step_sizes": _Rule(_are_positive, "a nonempty list of numbers > 0"),
     "damped_step_sizes": _Rule(
         lambda value: not value or _are_positive(value), "a list of numbers > 0"

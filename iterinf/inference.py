@@ -100,12 +100,12 @@ def sweep(
     The first reconstruction, which does not depend on the step size, is computed once.
 
     Args:
-      reconstruct: A pure function of y that keeps its shape.
+      reconstruct: The pure function r; see `refine` for it and the others.
       y: The initial class probabilities, or the initial state of `step`.
       step_sizes: The s step sizes, a batch axis of one computation (`jax.vmap`).
       num_iterations: The number t of steps.
       observe: A function of each y whose values are returned.
-      step: The update rule, see `refine`.
+      step: The update rule.
 
     Returns:
       The observations [s, t, ...]; index t holds observe(y after t + 1 updates).
@@ -130,7 +130,7 @@ def sweep(
 
 
 class Stopping(NamedTuple):
-    """The state of `stopping_step`: segmentations, some of which may have stopped."""
+    """The state of `stopping_step`."""
 
     y: Float[Array, "b h w k"]
     moving: Bool[Array, " b"] | None  # None: none ever stops
@@ -152,16 +152,9 @@ def stopping_step(
 
     An image stops after the step at whose start
 
-        mean over pixels of ||y - r(y)||_2  <  tolerance.
+        mean over pixels of ||y - r(y)||_2  <  tolerance,
 
-    Args:
-      reconstruct: The function r, see `refine_step`.
-      state: The result of `start_stopping` or of this function.
-      step_size: The step size of Eq. 6.
-      tolerance: The stopping tolerance; .001 in the code released in 2017.
-
-    Returns:
-      The next state; images that stop are moved by this step, but by no later one.
+    .001 in the code released in 2017; this step is its last.
     """
     if state.moving is None:
         return state._replace(y=refine_step(reconstruct, state.y, step_size))

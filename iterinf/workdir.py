@@ -33,6 +33,7 @@ from iterinf.runtime.files import (
 from iterinf.types import Selection
 
 Arrays = dict[str, np.ndarray]
+_REMOVED = {"feature_dropout": 0.0, "learn_widths": False}  # options, their defaults
 
 
 class Choice(NamedTuple):
@@ -128,7 +129,12 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     Raises:
       UserError: If there is none.
     """
-    return ConfigDict(_freeze(_read_json(workdir / "config.json")))
+    content = _read_json(workdir / "config.json")
+    for refiner in content["refiner"].values():
+        for option, default in _REMOVED.items():
+            if refiner["model"].get(option) == default:
+                del refiner["model"][option]
+    return ConfigDict(_freeze(content))
 
 
 def _freeze(value: Any) -> Any:

@@ -26,9 +26,10 @@ import iterinf
 from iterinf.data import create_dataset
 from iterinf.errors import UserError
 from iterinf.experiment.stages import Experiment
+from iterinf.ops.logarithm import log_clipped
 from iterinf.ops.permutohedral import build_lattice, filter_on_lattice
 from iterinf.refiners.dense_crf import (
-    compute_unary,
+    LOWEST_PROBABILITY,
     make_condition,
     make_features,
     update,
@@ -100,7 +101,7 @@ def list_calls(
     places, colors = make_features(jnp.asarray(image[:1] / np.float32(255)))
     spatial = places / SPATIAL_WIDTH
     bilateral = jnp.concatenate([places / width, colors[0] / COLOR_WIDTH], axis=1)
-    unary = compute_unary(jnp.asarray(y[:1]))
+    unary = log_clipped(jnp.asarray(y[:1]), LOWEST_PROBABILITY)
     widths = (SPATIAL_WIDTH, width, COLOR_WIDTH)
     condition = jax.jit(make_condition)(unary, image[:1] / np.float32(255), *widths)
     build = jax.jit(lambda features: build_lattice(features))

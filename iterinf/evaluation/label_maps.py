@@ -1,6 +1,5 @@
 """Label maps of images before and after refinement."""
 
-import operator
 from functools import partial
 
 import flax.linen as nn
@@ -9,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from iterinf.evaluation.chain import start_loop
 from iterinf.evaluation.tally import Spec, Tally, prepare_truth, tally_image
-from iterinf.inference import Stopping, start_stopping, stopping_step, sweep
-from iterinf.runtime.devices import collect, replicate_outputs, shard
+from iterinf.inference import Stopping, sweep
+from iterinf.runtime.devices import collect, replicate_outputs
 from iterinf.training.objectives import Networks, Variables, propose, to_unit_range
-from iterinf.training.validation import batch_split
+from iterinf.training.validation import shard_batches
 from iterinf.types import Batch, Candidate, Segmenter
 
 
@@ -21,13 +21,7 @@ from iterinf.types import Batch, Candidate, Segmenter
 def segment(
     segmenter: nn.Module, variables: Variables, batch: Batch
 ) -> Int[Array, "b h w"]:
-    """Computes the label maps of a segmenter.
-
-    Args:
-      segmenter: The segmenter.
-      variables: The variables of the segmenter.
-      batch: The batch, with images in uint8.
-    """
+    """Computes the label maps of a segmenter from images in uint8."""
     y = propose(segmenter, variables, to_unit_range(batch)).y
     return replicate_outputs(jnp.argmax(y, axis=-1))
 
@@ -40,32 +34,19 @@ def count_predictions(
     spec: Spec,
     batch_size: int,
 ) -> Tally:
-    """Computes the tally of a segmenter alone.
-
-    Args:
-      segmenter: The segmenter.
-      variables: The variables of the segmenter.
-      split: The whole split, with images in uint8; labels >= k are void.
-      spec: The counts to compute.
-      batch_size: The batch size.
-
-    Returns:
-      The tally [n].
-    """
-    batches = batch_split(split, batch_size, void=spec.num_classes)
+    """Computes the tally [n] of a segmenter on a whole split, with images in uint8."""
 
     @jax.jit
     def count(label, y):
         truth = jax.vmap(partial(prepare_truth, spec=spec))(label)
         return replicate_outputs(jax.vmap(partial(tally_image, spec=spec))(truth, y))
 
-    def list_counts():
-        for i in range(len(batches.label)):
-            batch = shard(jax.tree.map(operator.itemgetter(i), batches))
-            yield count(batch.label, _propose(segmenter, variables, batch).y)
-
-    parts = jax.device_get(collect(list_counts()))
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(split.label)], *parts)
+    parts = collect(
+        count(batch.label, _propose(segmenter, variables, batch).y)
+        for batch in shard_batches(split, batch_size, void=spec.num_classes)
+    )
+    counts = jax.device_get(parts)
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(split.label)], *counts)
 
 
 def refine_labels(
@@ -110,22 +91,18 @@ def _refine_labels(
     candidate: Candidate,
     step_sizes: Float[Array, " s"],
 ) -> UInt8[Array, "b s p h w"]:
-    apply = partial(refiner.apply, variables)
-    condition = apply(candidate, method=refiner.condition)
-
     def observe(state: Stopping) -> UInt8[Array, "b h w"]:
         return jnp.argmax(state.y, axis=-1).astype(jnp.uint8)
 
-    initial = start_stopping(candidate.y, stop)
+    reconstruct, initial, step = start_loop(refiner, variables, candidate, stop)
     refined = sweep(
-        lambda y: apply(y, condition, method=refiner.reconstruct),
+        reconstruct,
         initial,
         step_sizes=step_sizes,
         num_iterations=num_iterations,
         observe=observe,
-        step=partial(stopping_step, tolerance=stop),
+        step=step,
     )  # s t b h w
     before = jnp.broadcast_to(observe(initial), (len(refined), 1, *refined.shape[2:]))
-    return replicate_outputs(
-        jnp.moveaxis(jnp.concatenate([before, refined], axis=1), 2, 0)
-    )
+    maps = jnp.concatenate([before, refined], axis=1)
+    return replicate_outputs(jnp.moveaxis(maps, 2, 0))

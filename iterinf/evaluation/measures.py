@@ -93,10 +93,5 @@ MEASURES = {
 
 
 def compute_measure(measure: Measure, tally: Tally) -> Float[np.ndarray, "*m"]:
-    """Computes a measure of a split, before multiplication by its unit.
-
-    Args:
-      measure: The measure.
-      tally: The tally [n *m], summed over n.
-    """
+    """Computes a measure of a split [n *m], before multiplication by its unit."""
     return measure.compute(measure.summands(tally).sum(axis=0))

@@ -31,29 +31,21 @@ def compute_curves(tally: Tally) -> Curves:
 def select(
     curves: Curves, step_sizes: Sequence[float], metric: str = "mean_iou"
 ) -> Selection:
-    """Chooses the pair with the highest value; ties go to fewer iterations.
+    """Chooses the pair with the highest metric; ties go to fewer iterations.
 
-    Args:
-      curves: The curves on validation.
-      step_sizes: The s step sizes.
-      metric: The criterion, one of METRICS.
-
-    Returns:
-      The choice; iteration 0, the segmenter alone, is never chosen.
+    Iteration 0, the segmenter alone, is never chosen.
 
     Raises:
       UserError: If no value is defined.
     """
     values = getattr(curves, metric)
-    if np.isnan(values).all() and metric == "boundary_f1":
+    if np.isnan(values).all():
         raise UserError(
             "selection.metric is 'boundary_f1', but no validation label map has a "
             "boundary; expected 'mean_iou'"
-        )
-    if np.isnan(values).all():
-        raise UserError(
-            "every validation image stops at the first step, so no iteration can be "
-            "chosen; lower selection.stop or set selection.count_stopped"
+            if metric == "boundary_f1"
+            else "every validation image stops at the first step, so no iteration can "
+            "be chosen; lower selection.stop or set selection.count_stopped"
         )
     known = np.nan_to_num(values, nan=-1.0)  # nan: no image is left to count
     iteration, s = divmod(int(np.argmax(known.T)), len(step_sizes))

@@ -1,4 +1,4 @@
-"""Step size and number of iterations, chosen on the validation split."""
+"""Refinement of a whole split with every step size, counted on the devices."""
 
 import contextlib
 import math
@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from iterinf.errors import UserError
+from iterinf.evaluation.chain import start_loop
 from iterinf.evaluation.tally import Spec, Tally, prepare_truth, tally_image
-from iterinf.inference import Stopping, start_stopping, stopping_step, sweep
+from iterinf.inference import Stopping, sweep
 from iterinf.runtime.bars import create_bar
 from iterinf.runtime.devices import (
     create_sharding,
@@ -34,10 +35,10 @@ _LARGEST_PART = 32  # images on a device: more keep it no busier
 
 
 class Counts(NamedTuple):
-    """What is counted of every image."""
+    """The tallies of a split."""
 
     initial: Tally  # [n], of the segmenter's y
-    refined: Tally  # [n s t], after t + 1 steps of every step size
+    refined: Tally  # [n s t], after t + 1 steps with every step size
 
 
 def count_refinements(
@@ -54,35 +55,30 @@ def count_refinements(
     count_stopped: bool = True,
     title: str = "",
 ) -> Counts:
-    """Refines every image with every step size; counts after every iteration.
+    """Refines every image with every step size, and counts after every iteration.
 
     One compiled program: batches by `lax.map`, iterations by `lax.scan`, step sizes by
-    `vmap`, counts on the device. The contribution of h is computed once per image. Each
-    batch is cut over the devices, if there are several. One call of it, if the split
-    fits into a quarter of a device's memory; else a call for each chunk that does.
+    `vmap`. It is called once if the split fits into a quarter of a device's memory, or
+    once per chunk that does. Batches are sharded over all devices.
 
     Args:
-      segmenter: proposes y and h.
-      refiner: reconstructs.
-      networks: variables of both.
-      split: a whole one, images in uint8; labels of k and above are void.
-      step_sizes: s of them.
-      num_iterations: t.
-      spec: what is counted.
-      batch_size: images at a time; memory grows with batch_size * s. None: as many as
-        fit, see `choose_batch_size`.
-      stop: tolerance of `iterinf.inference.stopping_step`; 0: no image stops.
-      count_stopped: whether an image counts from the iteration on in which it stops;
-        False as released in 2017: late iterations are then scored on hard images.
-      title: of the progress bar; empty for none.
-
-    Returns:
-      Integer counts of every image.
+      segmenter: The segmenter.
+      refiner: The refiner.
+      networks: The variables of both.
+      split: The whole split, with images in uint8; labels of k and above are void.
+      step_sizes: The s step sizes.
+      num_iterations: The number t of iterations.
+      spec: The counts to compute.
+      batch_size: The batch size; memory grows with batch_size * s. None: see
+        `choose_batch_size`.
+      stop: The tolerance of `iterinf.inference.stopping_step`; 0 never stops.
+      count_stopped: Whether an image counts after it has stopped; False as released in
+        2017, where late iterations are thus scored on hard images.
+      title: The title of the progress bar; "" for none.
 
     Raises:
-      UserError: if a y is not finite.
+      UserError: If a y is not finite.
     """
-    num_images = len(split.label)
     others = (
         segmenter,
         refiner,
@@ -105,35 +101,34 @@ def count_refinements(
             chunk = shard(chunk, axis=1)
             with use_all_devices():
                 counts.append(jax.device_get(_count_batches(*others, chunk)))
-    initial, refined = jax.tree.map(
-        lambda *parts: np.concatenate(parts).reshape(-1, *parts[0].shape[2:])[
-            :num_images
-        ],
-        *counts,
-    )
-    lowest = [tally.confusion.min() for tally in (initial, refined)]
-    if min(lowest) < 0:
-        whose = "the segmenter" if lowest[0] < 0 else "the refiner"
-        raise UserError(
-            f"{whose} gives probabilities that are not finite, at sizes of image "
-            f"{split.label.shape[1:]}; a kernel may be too narrow, or training failed"
-        )
-    return Counts(initial, refined)
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        whole = np.concatenate(parts)
+        return whole.reshape(-1, *whole.shape[2:])[: len(split.label)]
+
+    found = Counts(*jax.tree.map(join, *counts))
+    for name, tally in (("segmenter", found.initial), ("refiner", found.refined)):
+        if tally.confusion.min() < 0:
+            raise UserError(
+                f"the {name} gives probabilities that are not finite for images of "
+                f"size {split.label.shape[1:]}; a kernel may be too narrow, or "
+                "training failed"
+            )
+    return found
 
 
 def choose_batch_size(lower: Callable[[Batch], Any], split: Batch) -> int:
-    """As many images at a time as half of every device's memory has room for.
+    """Chooses a batch size for which a sweep fits into half of every device's memory.
 
-    The compiled sweep says what it needs for one image on every device and for two;
-    each image more is taken to need as much as the second.
+    The memory is extrapolated from the compiled sweeps of one and two images per
+    device. It is unknown on CPUs, where the batch size is 4.
 
     Args:
-      lower: lowers the sweep for the shapes of batches [n, b, ...].
-      split: a whole one, in NumPy arrays.
+      lower: The function that lowers the sweep for the shapes of batches [n, b, ...].
+      split: The whole split, in NumPy arrays.
 
     Returns:
-      A power of two for every device, at most 32, nor more than the split has; 4 in all
-      where the memory is not known, as on CPUs.
+      A power of two per device, at most 32 and at most the size of the split.
     """
     memory = read_memory()
     if memory is None:
@@ -141,16 +136,14 @@ def choose_batch_size(lower: Callable[[Batch], Any], split: Batch) -> int:
     num_devices = jax.device_count()
 
     def measure(part: int) -> int:
-        batch_size = part * num_devices
-        sharding = create_sharding(batch_size, axis=1)
-
         def describe(x: np.ndarray) -> jax.ShapeDtypeStruct:
-            shape = (1, batch_size, *x.shape[1:])
+            shape = (1, part * num_devices, *x.shape[1:])
+            sharding = create_sharding(shape[1], axis=1)
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
-        shapes = jax.tree.map(describe, split)
         with use_all_devices():
-            return lower(shapes).compile().memory_analysis().temp_size_in_bytes
+            compiled = lower(jax.tree.map(describe, split)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     first = measure(1)
     another = max(measure(2) - first, 1)
@@ -160,7 +153,7 @@ def choose_batch_size(lower: Callable[[Batch], Any], split: Batch) -> int:
 
 
 def _choose_chunk(split: Batch, batch_size: int) -> int:
-    """Number of batches, as many in every call as the others, that fit."""
+    """Chooses the number of batches per call, so that the split's part fits."""
     num_batches = math.ceil(len(split.label) / batch_size)
     memory = read_memory()
     if memory is None:
@@ -174,10 +167,9 @@ _open_bars: list[tqdm] = []
 
 @contextlib.contextmanager
 def _open_bar(title: str, total: int) -> Iterator[None]:
-    """Shows a bar, unless untitled, that `_advance_bar` moves.
+    """Opens the bar that `_advance_bar` moves, hidden if untitled.
 
-    The compiled sweep calls that one function, whatever bar is open: a bar of its own
-    would be a new program for every sweep.
+    The compiled sweep calls that function: a bar of its own would be a new program.
     """
     with create_bar(title, total, "batch", show=bool(title)) as bar:
         _open_bars.append(bar)
@@ -205,19 +197,14 @@ def _count_batches(
     step_sizes: Float[Array, " s"],
     batches: Batch,
 ) -> tuple[Tally, Tally]:
-    """Counts [n b ...] before, and [n b s t ...] in all refinements."""
+    """Computes tallies [n b] of the initial, and [n b s t] of refined predictions."""
 
     def count_batch(batch: Batch):
         truth = jax.vmap(partial(prepare_truth, spec=spec))(batch.label)
         candidate = propose(segmenter, networks["segmenter"], to_unit_range(batch))
-        condition = refiner.apply(
-            networks["refiner"], candidate, method=refiner.condition
+        reconstruct, initial, step = start_loop(
+            refiner, networks["refiner"], candidate, stop
         )
-
-        def reconstruct(y):
-            return refiner.apply(
-                networks["refiner"], y, condition, method=refiner.reconstruct
-            )
 
         def observe(state: Stopping) -> Tally:
             tally = jax.vmap(partial(tally_image, spec=spec))(truth, state.y)
@@ -229,14 +216,13 @@ def _count_batches(
             counts = jnp.where(is_bad[:, None, None], -1, counts)
             return tally._replace(confusion=counts, boundary_f1=boundary_f1)
 
-        initial = start_stopping(candidate.y, stop)
         refined = sweep(
             reconstruct,
             initial,
             step_sizes=step_sizes,
             num_iterations=num_iterations,
             observe=observe,
-            step=partial(stopping_step, tolerance=stop),
+            step=step,
         )
         if report_progress:
             jax.debug.callback(_advance_bar, refined.confusion[0, 0, 0, 0, 0])

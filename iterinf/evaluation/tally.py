@@ -65,13 +65,7 @@ def prepare_truth(label: Integer[Array, "h w"], spec: Spec) -> Truth:
 
 
 def tally_image(truth: Truth, y: Float[Array, "h w k"], spec: Spec) -> Tally:
-    """Computes the counts of a prediction.
-
-    Args:
-      truth: The result of `prepare_truth` with the same spec.
-      y: The class probabilities; the prediction is their argmax.
-      spec: The counts to compute.
-    """
+    """Computes the counts of a prediction, the argmax of y."""
     prediction = jnp.argmax(y, axis=-1)
     boundary_f1 = jnp.float32(jnp.nan)
     found = _locate(truth.label, prediction, spec)

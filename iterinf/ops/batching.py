@@ -10,17 +10,10 @@ from jaxtyping import PyTree
 def map_images(
     function: Callable[[PyTree, PyTree], PyTree], images: PyTree, shared: PyTree
 ) -> PyTree:
-    """Maps a function over images sequentially, with the memory of a single image.
+    """Maps a function (image, shared) -> arrays over images [b, ...] sequentially.
 
-    Under a mesh (`jax.set_mesh`) every device processes its own images.
-
-    Args:
-      function: A function (image, shared) -> arrays.
-      images: The arrays of all images, [b, ...].
-      shared: Traced arrays that are the same for all images.
-
-    Returns:
-      The stacked results, [b, ...].
+    Takes the memory of a single image. Under a mesh (`jax.set_mesh`) every device
+    processes its own images.
     """
     mesh = jax.sharding.get_abstract_mesh()
 

@@ -20,14 +20,9 @@ class Boundaries(NamedTuple):
 def find_boundaries(
     labels: Integer[Array, "h w"], valid: Bool[Array, "h w"]
 ) -> Bool[Array, "h w"]:
-    """Marks the pixels that have a 4-neighbour of another class.
-
-    Args:
-      labels: The label map.
-      valid: The mask of non-void pixels; void pixels create no boundaries.
-    """
+    """Marks the valid pixels that have a valid 4-neighbour of another class."""
     height, width = labels.shape
-    classes = jnp.where(valid, labels.astype(jnp.int32), -1)
+    classes = jnp.where(valid, labels.astype(jnp.int32), -1)  # -1: void
     padded = jnp.pad(classes, 1, constant_values=-1)
     found = jnp.zeros(labels.shape, bool)
     for top, left in ((0, 1), (1, 0), (1, 2), (2, 1)):
@@ -42,14 +37,7 @@ def locate_boundaries(
     num_classes: int,
     radius: float,
 ) -> Boundaries:
-    """Finds the boundaries of every class, and all pixels near them.
-
-    Args:
-      labels: The label map; 0..k-1 where valid.
-      valid: The mask of non-void pixels.
-      num_classes: The number k of classes.
-      radius: The maximum Euclidean distance in pixels.
-    """
+    """Finds the boundaries of every class, and all pixels within a radius of them."""
     labels = labels.astype(jnp.int32)
     boundary = find_boundaries(labels, valid)
     # One bit per class, in words of 32, so that all classes are dilated at once.
@@ -75,14 +63,8 @@ def compute_boundary_f1(
     The result is the mean of F1_c over the classes that have a boundary in the truth; a
     class that is not predicted has F1_c = 0.
 
-    Args:
-      truth: The boundaries of the truth.
-      prediction: The boundaries of the prediction, with the same valid pixels and
-        radius.
-      num_classes: The number k of classes.
-
-    Returns:
-      A fraction; nan if the truth has no boundary.
+    It is nan if the truth has no boundary. Truth and prediction must have the same
+    valid pixels and radius.
 
     Source: Csurka et al. 2013, "What is a good evaluation measure for semantic
       segmentation?", section 2.2; there, as in SegNet's CamVid table, the radius is

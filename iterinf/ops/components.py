@@ -8,19 +8,12 @@ from jaxtyping import Array, Bool, Int, Integer
 def count_components(
     labels: Integer[Array, "h w"], valid: Bool[Array, "h w"]
 ) -> Int[Array, ""]:
-    """Counts the 4-connected regions of equal class.
+    """Counts the 4-connected regions of equal class among the valid pixels.
 
     Every pixel points to another pixel of its region, and finally to the first one. In
     each step the pointers of a region move to the smallest pointer among its pixels'
     neighbours, and then follow that pointer; the number of steps is logarithmic in the
     longest path in a region.
-
-    Args:
-      labels: The label map.
-      valid: The mask of pixels that count; other pixels separate regions.
-
-    Returns:
-      The number of regions, int32.
 
     Source: Zhang, Azad & Hu 2020, "FastSV: A Distributed-Memory Connected Component
       Algorithm with Fast Convergence".

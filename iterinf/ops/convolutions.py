@@ -31,15 +31,6 @@ def cast_all_but_bias(
     XLA on a CPU accumulates in that dtype: in bfloat16, 12288 ones sum to 1536. With a
     float32 bias the sum is float32, and so is the output of the convolution, which must
     be cast to `dtype`.
-
-    Args:
-      x: The input.
-      kernel: The kernel.
-      bias: The bias, or None.
-      dtype: The dtype of the products.
-
-    Returns:
-      x and the kernel in `dtype`, and the unchanged bias.
     """
     return x.astype(dtype), kernel.astype(dtype), bias
 
@@ -59,23 +50,12 @@ def convolve(
 
     XLA computes it on a CPU as a convolution whose window is the whole map. If x or
     dL/dy has at most 16 channels, this implementation instead loops over blocks of
-    rows, gathers patches of the narrower array, and multiplies matrices. On two cores,
-    112 to 16 channels at 3x224x224 take 62 ms instead of 113, and 192 to 16 channels at
-    3x56x56 take 6 ms instead of 15. This pays off for networks with many narrow layers,
-    such as FC-DenseNet; for others XLA is as fast by computing several gradients in
-    parallel. Other devices use XLA's gradient. Does not support forward-mode
-    differentiation.
+    rows, gathers patches of the narrower array, and multiplies matrices: on two cores,
+    112 to 16 channels at 3x224x224 take 62 ms instead of 113. This pays off for
+    networks with many narrow layers, such as FC-DenseNet. Other devices use XLA's
+    gradient. Does not support forward-mode differentiation.
 
-    Args:
-      x: The input.
-      kernel: The kernel, as in `flax.linen.Conv`.
-      strides: Ones.
-      padding: The zeros before and after the two spatial axes, or "SAME" or "VALID".
-      **options: The other arguments of `jax.lax.conv_general_dilated`, at their
-        defaults, so that the function can be passed to `flax.linen.Conv`.
-
-    Returns:
-      [b, h + padding - i + 1, w + padding - j + 1, d].
+    Can be passed to `flax.linen.Conv`, whose other arguments must be at their defaults.
     """
     del options
     if isinstance(padding, str):

@@ -25,9 +25,6 @@ def confusion_matrix(
         `vmap` they are not checked, and pixels with other values are ignored.
       num_classes: The number k of classes.
 
-    Returns:
-      The counts [truth, prediction], int32.
-
     Raises:
       ValueError: If the shapes differ, or a non-void pixel has an invalid prediction.
     """
@@ -93,38 +90,21 @@ def mean_iou(confusion: Int[Array, "k k"]) -> Float[Array, ""]:
 def compute_class_iou(
     confusion: Int[np.ndarray, "*batch k k"],
 ) -> Float[np.ndarray, "*batch k"]:
-    """Computes the intersection over union of each class.
-
-    IoU_k = C[k, k] / (sum_j C[k, j] + sum_i C[i, k] - C[k, k])
-
-    Args:
-      confusion: The confusion matrix [truth, prediction], summed over the whole split.
-
-    Returns:
-      Fractions; nan for classes absent from truth and prediction.
-    """
+    """Computes the IoU of each class; nan if absent from truth and prediction."""
     return divide(*compute_overlaps(confusion))
 
 
 def compute_mean_iou(
     confusion: Int[np.ndarray, "*batch k k"],
 ) -> Float[np.ndarray, "*batch"]:
-    """Computes the mean of `compute_class_iou` over the classes that occur.
-
-    Returns:
-      Fractions; nan if no class occurs.
-    """
+    """Computes the mean IoU of the classes that occur; nan if none does."""
     return average_present(compute_class_iou(confusion))
 
 
 def compute_global_accuracy(
     confusion: Int[np.ndarray, "*batch k k"],
 ) -> Float[np.ndarray, "*batch"]:
-    """Computes the share of correct non-void pixels, trace(C) / sum(C).
-
-    Returns:
-      Fractions; nan if there are no pixels.
-    """
+    """Computes the share of correct non-void pixels, trace(C) / sum(C), or nan."""
     right = np.trace(confusion, axis1=-2, axis2=-1)
     return divide(right, confusion.sum(axis=(-2, -1)))
 

@@ -18,18 +18,8 @@ def convolve_patches(
 
     For large kernels on small maps, such as FCN-8's fc6 (7x7 at 1/32 of the image), for
     which XLA has no fast padded convolution on CPUs: a 7x7 kernel with 128 to 1024
-    channels on 5x7 cells takes 3.9 s, and 0.02 s here.
-
-    Args:
-      x: The input.
-      kernel: The kernel, as in `flax.linen.Conv`.
-      strides: Ones.
-      padding: The zeros before and after the two spatial axes.
-      **options: The other arguments of `jax.lax.conv_general_dilated`, at their
-        defaults, so that the function can be passed to `flax.linen.Conv`.
-
-    Returns:
-      [b, h + padding - i + 1, w + padding - j + 1, d].
+    channels on 5x7 cells takes 3.9 s, and 0.02 s here. Can be passed to
+    `flax.linen.Conv`, whose other arguments must be at their defaults.
     """
     del strides, options
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -41,15 +31,7 @@ def convolve_patches(
 def gather_patches(
     x: Float[Array, "b h w c"], size: tuple[int, int]
 ) -> Float[Array, "b _ _ p"]:
-    """Gathers all windows of a size at stride 1.
-
-    Args:
-      x: The input.
-      size: The (rows, columns) of a window.
-
-    Returns:
-      [b, h - rows + 1, w - columns + 1, rows * columns * c], by row, column, channel.
-    """
+    """Gathers all windows of (rows, columns) at stride 1, by row, column, channel."""
     rows, columns = size
     height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
     shifted = [

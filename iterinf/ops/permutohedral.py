@@ -74,14 +74,7 @@ def build_lattice(features: Float[Array, "n d"]) -> Lattice:
 
 
 def fits_lattice(extents: Float[np.ndarray, " d"]) -> bool:
-    """Whether the lattice of any points in a box is certain to be finite.
-
-    Args:
-      extents: The sides of the box in standard deviations; one corner is the origin.
-
-    Returns:
-      True if no lattice can have nan; False if one might.
-    """
+    """Whether the lattice of any points in [0, extents] is certain to be finite."""
     if np.max(extents) >= _FARTHEST:
         return False
     elevation = np.abs(_make_elevation(len(extents)))[:-1].astype(np.float64)
@@ -99,10 +92,6 @@ def filter_on_lattice(
     the gain of the blur at a vertex. Linear in the values. Differentiable in the values
     and the lattice's weights, in reverse mode, and a second time in the values only.
 
-    Args:
-      lattice: The lattice of the points.
-      values: The values, c channels.
-
     Source: Adams, Baek & Davis 2010, section 3.3; its factor 1 / (1 + 2^-d) as in
       Kraehenbuehl & Koltun's code.
     """
@@ -114,11 +103,7 @@ def filter_exactly(
 ) -> Float[Array, "n c"]:
     """Computes the sum that the lattice approximates, in O(n^2) time and O(n c) memory.
 
-    out_i = sum_j exp(-|f_i - f_j|^2 / 2) values_j.
-
-    Args:
-      features: The features of the points in standard deviations.
-      values: The values, c channels.
+    out_i = sum_j exp(-|f_i - f_j|^2 / 2) values_j, features in standard deviations.
     """
 
     @jax.checkpoint
@@ -211,10 +196,12 @@ def _find_neighbors(
     v, n = is_first.shape
     m = v * n
     slot = jnp.where(is_first, number, m).reshape(-1)
-    remainder = jnp.repeat(jnp.arange(v, dtype=jnp.int32), n)
-    # The code and the remainder of each vertex.
-    codes = Codes(*(_scatter(word.reshape(-1), slot) for word in codes))
-    remainders = _scatter(remainder, slot)
+
+    def scatter(values):  # those of first entries, to their vertices
+        return jnp.zeros_like(values).at[slot].set(values, mode="drop")
+
+    codes = Codes(*(scatter(word.reshape(-1)) for word in codes))
+    remainders = scatter(jnp.repeat(jnp.arange(v, dtype=jnp.int32), n))
     ends = number[:, -1] + 1
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
     one = jnp.ones_like(offsets, jnp.uint32)
@@ -262,11 +249,6 @@ def _find_neighbors(
     return jax.lax.platform_dependent(
         cpu=partial(find_in_chunks, min(m, _CHUNK)), default=partial(find_in_chunks, m)
     )
-
-
-def _scatter(values: Array, slot: Int[Array, " m"]) -> Array:
-    """Scatters the values of first entries to their vertices."""
-    return jnp.zeros_like(values).at[slot].set(values, mode="drop")
 
 
 def _group_entries(

@@ -95,6 +95,10 @@ def max_unpool(
     height, width = shape
     if (height // 2, width // 2) != x.shape[1:3]:
         raise ValueError(f"{x.shape[1:3]} windows of 2x2 do not tile shape {shape}")
-    unpooled = _unpool_even(x, switches, fill)
-    rows, columns = height - unpooled.shape[1], width - unpooled.shape[2]
-    return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))
+    return pad_to(_unpool_even(x, switches, fill), shape)
+
+
+def pad_to(x: Float[Array, "b h w c"], shape: Size) -> Float[Array, "b _ _ c"]:
+    """Adds the zero row and column that pooling drops from odd sizes."""
+    rows, columns = shape[0] - x.shape[1], shape[1] - x.shape[2]
+    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))

@@ -6,21 +6,16 @@ As in the code released in 2017. Ties are common after a ReLU, between zeros.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from iterinf.ops.switches import join_corners
+from iterinf.ops.switches import join_corners, pad_to
 from iterinf.types import Size
 
 
 def max_pool_with_ties(
     x: Float[Array, "b h w c"],
 ) -> tuple[Float[Array, "b h//2 w//2 c"], UInt8[Array, "b h//2 w//2 c"]]:
-    """Computes the maximum of every 2x2 window and all its positions.
+    """Computes the maximum of every 2x2 window, and the bit set of its positions.
 
-    Args:
-      x: The input; an odd last row or column is dropped.
-
-    Returns:
-      pooled: The maxima.
-      ties: Bit sets of the positions 2 * row + column of the maximum.
+    Bit 2 * row + column is set if the maximum is there, see `max_pool_with_switches`.
     """
     height, width = (size // 2 * 2 for size in x.shape[1:3])
     corners = [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
@@ -40,20 +35,7 @@ def max_unpool_ties(
     *,
     fill: float = 0.0,
 ) -> Float[Array, "b _ _ c"]:
-    """Puts each value at all positions of its maximum, and `fill` times it elsewhere.
-
-    Args:
-      x: The values, one per window.
-      ties: The positions, from `max_pool_with_ties`.
-      shape: The (height, width) of the result; an odd last row or column is zero.
-      fill: The factor for the other positions of a window.
-
-    Returns:
-      The unpooled map, in the dtype of x.
-    """
+    """Inverts `max_pool_with_ties` like `max_unpool`, at all positions of a maximum."""
     rest = fill * x if fill else jnp.zeros((), x.dtype)
-    unpooled = join_corners(
-        [jnp.where(ties & jnp.uint8(1 << i), x, rest) for i in range(4)]
-    )
-    rows, columns = shape[0] - unpooled.shape[1], shape[1] - unpooled.shape[2]
-    return jnp.pad(unpooled, ((0, 0), (0, rows), (0, columns), (0, 0)))
+    corners = [jnp.where(ties & jnp.uint8(1 << i), x, rest) for i in range(4)]
+    return pad_to(join_corners(corners), shape)

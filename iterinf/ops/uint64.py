@@ -30,14 +30,10 @@ class Codes(NamedTuple):
 
 
 def sort_codes(codes: Codes, num_bits: Int[Array, ""]) -> Int[Array, "v n"]:
-    """Returns the order that sorts every row.
+    """Returns the order that sorts every row of codes with at most `num_bits` bits.
 
     A radix sort: each pass sorts words that combine a few bits of the code with the
     current position, several times faster in XLA than sorting pairs.
-
-    Args:
-      codes: The codes, v rows of n.
-      num_bits: The number of bits of the largest code.
     """
     n = codes.low.shape[1]
     place_bits = max(1, math.ceil(math.log2(n)))

@@ -13,15 +13,8 @@ def convolve_transposed(
 
     Every block of s x s outputs reads 2 x 2 inputs: a matrix product, then depth to
     space. On a CPU its gradient is fifty times faster than `flax.linen.ConvTranspose`
-    (11 classes, stride 8), whose dilated convolutions XLA runs naively.
-
-    Args:
-      x: The input.
-      kernel: The kernel, not flipped, as in PyTorch.
-      stride: The stride s, half the size of the kernel.
-
-    Returns:
-      The uncropped result, [b, (h + 1) s, (w + 1) s, d].
+    (11 classes, stride 8), whose dilated convolutions XLA runs naively. The kernel is
+    not flipped, as in PyTorch; the result is not cropped, [b, (h + 1) s, (w + 1) s, d].
     """
     b, h, w, c = x.shape
     s, d = stride, kernel.shape[-1]

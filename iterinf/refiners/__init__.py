@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from iterinf.errors import UserError
+from iterinf.errors import UserError, check_known
 from iterinf.refiners.context_module import ContextModule
 from iterinf.refiners.crf_rnn import CRFRNN
 from iterinf.refiners.dae import DAE
@@ -31,10 +31,7 @@ def create_refiner(name: str, *, num_classes: int, **options: Any) -> Refiner:
     Raises:
       UserError: If the name or an option is unknown.
     """
-    if name not in REFINERS:
-        raise UserError(
-            f"unknown refiner {name!r}; known: {', '.join(sorted(REFINERS))}"
-        )
+    check_known("refiner", name, REFINERS)
     try:
         return REFINERS[name](num_classes=num_classes, **options)
     except TypeError as error:

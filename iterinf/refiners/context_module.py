@@ -1,24 +1,16 @@
 """The context module: dilated convolutions of a segmentation."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iterinf.errors import UserError
+from iterinf.errors import check_known
 from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate
 
 _DILATIONS = (1, 1, 2, 4, 8, 16, 1)
 _LOWEST_PROBABILITY = 1e-4
-
-
-class Condition(NamedTuple):
-    """The image's contribution to the first layer, or 0 if it is not read."""
-
-    contribution: Float[Array, "b h w k"] | float
 
 
 class ContextModule(Refiner):
@@ -53,16 +45,9 @@ class ContextModule(Refiner):
     padding: str = "same"
 
     def __post_init__(self):
-        for name, known in (
-            ("inputs", ("log_probabilities", "probabilities")),
-            ("first_init", ("identity", "glorot")),
-            ("padding", ("same", "once")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"unknown {name} {getattr(self, name)!r} of a context module; "
-                    f"known: {', '.join(known)}"
-                )
+        check_known("inputs", self.inputs, ("log_probabilities", "probabilities"))
+        check_known("first_init", self.first_init, ("identity", "glorot"))
+        check_known("padding", self.padding, ("same", "once"))
         super().__post_init__()
 
     def setup(self):
@@ -92,20 +77,17 @@ class ContextModule(Refiner):
         self.layers = [convolution(dilation, padding=padding) for dilation in others]
         self.last = convolution(1, size=1)
 
-    def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
-        """Convolves the image if the module reads it."""
-        del train
-        if not self.use_image:
-            return Condition(0.0)
-        return Condition(self.first_of_image(candidate.image))
+    def condition(self, candidate: Candidate) -> Array | float:
+        """Computes the image's part of the first layer, 0 if the image is not read."""
+        return self.first_of_image(candidate.image) if self.use_image else 0.0
 
     def compute_logits(
-        self, y: Float[Array, "b h w k"], condition: Condition
+        self, y: Float[Array, "b h w k"], condition: Array | float
     ) -> Float[Array, "b h w k"]:
         """Applies the convolutions to y; see `Refiner.compute_logits`."""
         if self.inputs == "log_probabilities":
             y = jnp.log(jnp.clip(y, _LOWEST_PROBABILITY, 1.0) / _LOWEST_PROBABILITY)
-        x = nn.relu(self.first(y) + condition.contribution)
+        x = nn.relu(self.first(y) + condition)
         if self.padding == "once":
             border = sum(_DILATIONS[1:])
             x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))

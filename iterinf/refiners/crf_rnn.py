@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from iterinf.ops.logarithm import log_clipped
 from iterinf.refiners.dense_crf import (
     Condition,
     check_weights,
     compute_messages,
-    compute_unary,
     make_condition,
     weigh,
 )
@@ -17,7 +17,6 @@ from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate
 
 _LOWEST_PROBABILITY = 1e-20
-_LEAST_WIDTH = 0.1
 
 
 class CRFRNN(Refiner):
@@ -28,23 +27,15 @@ class CRFRNN(Refiner):
     with the unaries and kernels of `DenseCRF`, weights w_m per class (* is elementwise)
     and a K x K compatibility matrix C shared by both kernels, initially the identity:
     training starts from the dense CRF with the same weights. There are 2 K + K^2 + 3
-    parameters, including the widths. Unaries are log y clipped at 1e-20, so that
-    gradients reach a segmenter trained jointly. Kernels are normalised symmetrically,
-    whereas Zheng et al. divide afterwards. They, and the paper, train it jointly with
-    the segmenter (`end_to_end`).
+    parameters, including the widths, which are not trained. Unaries are log y clipped
+    at 1e-20, so that gradients reach a segmenter trained jointly. Kernels are
+    normalised symmetrically, whereas Zheng et al. divide afterwards. They, and the
+    paper, train it jointly with the segmenter (`end_to_end`).
 
     Attributes:
-      num_classes: The number of classes K, at least 2.
-      dtype: Unused; all computations are float32.
-      spatial_width: The width of the spatial kernel in pixels.
       spatial_weight: The initial weights of the spatial kernel.
-      bilateral_width: The spatial width of the bilateral kernel in pixels.
-      color_width: The colour width of the bilateral kernel, of 255 levels.
       bilateral_weight: The initial weights of the bilateral kernel.
-      learn_widths: Whether to train the widths, which Zheng et al. fix; they are then
-        clipped at .1. The lattice is piecewise linear in the widths with small pieces,
-        so gradients are correct but noisy; those of `exact` are smooth.
-      exact: See `DenseCRF`.
+      exact: See `DenseCRF`, also for the other attributes.
 
     Source: Zheng et al. 2015, "Conditional Random Fields as Recurrent Neural
       Networks", section 4; defaults as in the authors' code.
@@ -55,7 +46,6 @@ class CRFRNN(Refiner):
     bilateral_width: float = 160.0
     color_width: float = 3.0
     bilateral_weight: float = 5.0
-    learn_widths: bool = False
     exact: bool = False
 
     def setup(self):
@@ -67,24 +57,17 @@ class CRFRNN(Refiner):
                 name, nn.initializers.constant(getattr(self, name)), shape
             )
 
-        widths = [
-            create(name) for name in ("spatial_width", "bilateral_width", "color_width")
-        ]
-        self.widths = (
-            [jnp.maximum(width, _LEAST_WIDTH) for width in widths]
-            if self.learn_widths
-            else jax.lax.stop_gradient(widths)
-        )
+        names = ("spatial_width", "bilateral_width", "color_width")
+        self.widths = jax.lax.stop_gradient([create(name) for name in names])
         self.spatial = create("spatial_weight", self.num_classes)
         self.bilateral = create("bilateral_weight", self.num_classes)
         self.compatibility = self.param(
             "compatibility", lambda _: jnp.eye(self.num_classes)
         )
 
-    def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
+    def condition(self, candidate: Candidate) -> Condition:
         """Builds unaries and lattices."""
-        del train
-        unary = compute_unary(candidate.y, lowest=_LOWEST_PROBABILITY)
+        unary = log_clipped(candidate.y, _LOWEST_PROBABILITY)
         return make_condition(unary, candidate.image, *self.widths, exact=self.exact)
 
     def compute_logits(

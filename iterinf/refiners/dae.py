@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iterinf.errors import UserError
+from iterinf.errors import UserError, check_known
 from iterinf.ops.convolutions import cast_all_but_bias
-from iterinf.ops.switches import max_pool_with_switches, max_unpool
+from iterinf.ops.logarithm import log_clipped
+from iterinf.ops.switches import max_pool_with_switches, max_unpool, pad_to
 from iterinf.ops.ties import max_pool_with_ties, max_unpool_ties
-from iterinf.refiners.dense_crf import compute_unary
 from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate, Size
 
@@ -31,47 +31,43 @@ class Condition(NamedTuple):
 
 
 class DAE(Refiner):
-    """Pools y with switches, joins h, unpools by the switches back to y's size.
+    """Pools y with switches, joins h, and unpools by the switches to the size of y.
 
     Down, level l = 1..L: 3x3 convolution to widths[l-1], ReLU, 2x2 max pooling with
     switches. Up, l = L..1: unpooling by the switches of level l, 3x3 convolution to
-    widths[l-2] (classes at l = 1), ReLU but at the last. Softmax.
-    A feature map of pool l is joined with the output of the l-th pooling ("input":
-    with y): the convolution that follows reads both. As a convolution of
-    a concatenation is a sum of two convolutions, h's half is computed in `condition`.
+    widths[l-2] (classes at l = 1), ReLU except after the last. Softmax.
+    The convolution after the l-th pooling also reads the feature map of pool l (the
+    first convolution, "input"). A convolution of a concatenation is a sum of two
+    convolutions, so that of h is computed in `condition`.
     55,019,787 parameters for 11 classes and h = pool4 of 512 channels.
 
     Attributes:
-      widths: channels of the L levels.
-      features: names of h's layers: input, pool1..pool5, below level L; may be empty.
-      feature_offset: number of pixels by which the grid of h begins before the image;
-        y is padded by that on all sides, and cropped back.
-      reads_y: False replaces y by the uniform distribution, in training and at test:
-        the control that says what h alone, without the prediction y, is worth. A
-        constant y also leaves the switches nothing to carry, so that where h is coarse
-        (pool4 alone, no skip connections) this is a lower bound of that.
+      widths: The channels of the L levels.
+      features: The layers of h: input, pool1..pool5, below level L; may be empty.
+      feature_offset: See `Refiner`; y is padded by it on all sides, and cropped back.
+      reads_y: False replaces y by the uniform distribution, in training and at test,
+        a control for the contribution of y. Switches then carry nothing, so where h is
+        coarse (pool4 alone, no skip connections) it underestimates what h gives.
       decoder: "unpool" (by switches) or "transposed" (2x2 transposed convolutions of
         stride 2 in place of unpooling: the ablation of section 4.3).
-      unpool_fill: what share of a value unpooling also writes to the other three
-        positions of its window, 0 to 1; 0 as published. Zeros there make speckled label
-        maps (docs/method.md).
-      relu_decoder: ReLU in the upsampling path; False as released in 2017.
-      skip_connections: adds the output of pooling l - 1 to up-level l, before ReLU.
-      full_size_skip: adds the output of the first convolution and ReLU, before pooling,
-        to what the last convolution reads.
-      start_as_identity: the last convolution starts at zero and adds to log y, so
-        that training starts from r(y) = y.
-      anchored: what it adds to is log y_0, of the first y, in all iterations, as a
-        CRF's unary term is. Training is the same; without it every iteration adds the
-        same correction once more, so that a long loop becomes sure of everything.
-      switches: "first" (of equal maxima, the first is the switch) or "tied" (all are,
-        as released in 2017).
-      switch_noise: standard deviation of Gaussian noise on y in passes of their own,
-        one a level, from which the switches are taken, in training and at test (as
-        released in 2017: .5). Drawn anew for every y, by a key made of its values, so
-        that r stays a pure function.
-      feature_dropout: probability that an image's h, all its layers, is dropped in
-        training.
+      unpool_fill: The fraction of a value that unpooling also writes to the other three
+        positions of its window; 0 as published, which makes speckled label maps
+        (docs/method.md).
+      relu_decoder: Whether the upsampling path has ReLU; False as released in 2017.
+      skip_connections: Whether to add the output of pooling l - 1 to up-level l, before
+        ReLU.
+      full_size_skip: Whether to add the output of the first convolution and ReLU to the
+        input of the last convolution.
+      start_as_identity: Whether the last convolution starts at zero and adds to log y,
+        so that training starts from r(y) = y.
+      anchored: Whether it adds to log y_0, of the initial prediction, in all
+        iterations, like a CRF's unary term. Training is the same; otherwise every
+        iteration adds the same correction again, so that long loops saturate.
+      switches: "first" (the first of equal maxima is the switch) or "tied" (all are, as
+        released in 2017).
+      switch_noise: The standard deviation of Gaussian noise on y in separate passes,
+        one per level, from which the switches are taken, in training and at test (.5 as
+        released in 2017). Its key is computed from y, so that r is a pure function.
 
     Source: paper, section 4.3.
     """
@@ -88,24 +84,14 @@ class DAE(Refiner):
     anchored: bool = False
     switches: str = "first"
     switch_noise: float = 0.0
-    feature_dropout: float = 0.0
 
     def __post_init__(self):
-        if self.decoder not in ("unpool", "transposed"):
-            raise UserError(
-                f"decoder {self.decoder!r} is unknown; known: 'unpool', 'transposed'"
-            )
-        if self.switches not in _POOLING:
-            raise UserError(
-                f"switches {self.switches!r} are unknown; known: 'first', 'tied'"
-            )
+        check_known("decoder", self.decoder, ("unpool", "transposed"))
+        check_known("switches", self.switches, _POOLING)
+        num_levels = len(self.widths)
         for name in self.features:
-            if _FEATURE_LEVELS.get(name, len(self.widths)) >= len(self.widths):
-                known = list(_FEATURE_LEVELS)[: len(self.widths)]
-                raise UserError(
-                    f"feature {name!r} cannot be joined by a DAE of "
-                    f"{len(self.widths)} levels; known: {', '.join(known)}"
-                )
+            known = list(_FEATURE_LEVELS)[:num_levels]
+            check_known(f"feature of a DAE of {num_levels} levels", name, known)
         super().__post_init__()
 
     def setup(self):
@@ -132,22 +118,14 @@ class DAE(Refiner):
                 nn.ConvTranspose(width, (2, 2), (2, 2), **dtypes)
                 for width in self.widths[::-1]
             ]
-        self.drop = nn.Dropout(self.feature_dropout)
 
-    def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
+    def condition(self, candidate: Candidate) -> Condition:
         """Convolves h: all of r(y, h) that does not depend on y.
 
-        Args:
-          candidate: its `features` hold the layers named by the attribute.
-          train: whether `feature_dropout` is on (needs the rng "dropout").
-
         Raises:
-          UserError: if the segmenter gives no such features.
+          UserError: If the segmenter does not give the attribute's `features`.
         """
         contributions = {}
-        keep = self.drop(
-            jnp.ones((candidate.y.shape[0], 1, 1, 1)), deterministic=not train
-        )
         for name in self.features:
             if name not in candidate.features:
                 given = ", ".join(candidate.features)
@@ -155,12 +133,10 @@ class DAE(Refiner):
             h = candidate.features[name]
             if name == "input":
                 h = _pad(h, self.feature_offset)
-            contributions[name] = self.join[name](keep * h if train else h)
+            contributions[name] = self.join[name](h)
         anchored = self.start_as_identity and self.anchored and self.reads_y
-        return Condition(
-            contributions,
-            compute_unary(candidate.y, _LOWEST_PROBABILITY) if anchored else None,
-        )
+        log_y = log_clipped(candidate.y, _LOWEST_PROBABILITY) if anchored else None
+        return Condition(contributions, log_y)
 
     def compute_logits(
         self, y: Float[Array, "b h w k"], condition: Condition
@@ -183,7 +159,7 @@ class DAE(Refiner):
             if self.decoder == "unpool":
                 x = unpool(x, switches[level], sizes[level], fill=self.unpool_fill)
             else:
-                x = _pad_to(self.expand[i](x).astype(self.dtype), sizes[level])
+                x = pad_to(self.expand[i](x).astype(self.dtype), sizes[level])
             if not level and self.full_size_skip:
                 x = x + full
             x = convolution(x).astype(self.dtype)
@@ -194,9 +170,8 @@ class DAE(Refiner):
         logits = x[:, offset : offset + height, offset : offset + width]
         logits = logits.astype(jnp.float32)
         if self.start_as_identity:
-            anchor = condition.log_y
-            own = compute_unary(y, _LOWEST_PROBABILITY)
-            logits = logits + (own if anchor is None else anchor)
+            first, own = condition.log_y, log_clipped(y, _LOWEST_PROBABILITY)
+            logits = logits + (own if first is None else first)
         return logits
 
     def _pool(
@@ -205,8 +180,8 @@ class DAE(Refiner):
         """Goes down to level `last`.
 
         Returns:
-          What the first pooling reads; of all levels, what pooling gives, its switches,
-          and the size before it.
+          The input of the first pooling; for each level the output of pooling, its
+          switches, and the size before it.
         """
         pool, _ = _POOLING[self.switches]
         x = _pad(y.astype(self.dtype), self.feature_offset)
@@ -227,7 +202,7 @@ class DAE(Refiner):
 
 
 def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k"]:
-    """Standard Gaussian noise, another one for every image, level and value of y."""
+    """Draws standard Gaussian noise that depends on the level and the image's y."""
 
     def draw(image):
         energy = jnp.sum(jnp.square(image.astype(jnp.float32)))
@@ -240,9 +215,3 @@ def _draw_noise(y: Float[Array, "b h w k"], level: int) -> Float[Array, "b h w k
 
 def _pad(x: Array, offset: int) -> Array:
     return jnp.pad(x, ((0, 0), (offset, offset), (offset, offset), (0, 0)))
-
-
-def _pad_to(x: Array, shape: Size) -> Array:
-    """Adds the zero row and column that pooling dropped from an odd size."""
-    rows, columns = shape[0] - x.shape[1], shape[1] - x.shape[2]
-    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))

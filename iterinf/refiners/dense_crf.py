@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from iterinf.errors import UserError
 from iterinf.ops.batching import map_images
+from iterinf.ops.logarithm import log_clipped
 from iterinf.ops.permutohedral import (
     Lattice,
     build_lattice,
@@ -18,7 +19,7 @@ from iterinf.ops.permutohedral import (
 from iterinf.refiners.refiner import Refiner
 from iterinf.types import Candidate
 
-_LOWEST_PROBABILITY = 1e-5
+LOWEST_PROBABILITY = 1e-5
 _SMALL = 1e-20  # keeps the normalisation of a pixel without neighbours finite
 
 Weight = Float[ArrayLike, "..."]  # [], [k] or [k k]
@@ -55,11 +56,8 @@ class DenseCRF(Refiner):
     weights are variables so that validation can choose them without recompilation.
 
     The result is equivariant to permutations of the classes and, with `exact`, to flips
-    and transposition of the image. The permutohedral lattice breaks the latter: its
-    kernel matrix K is not symmetric (max |K - K^T| is 17 to 28% of max K on 20x30
-    pixels), and on 60x80 pixels a transposed image has the same labels at 99.8% of the
-    pixels or more, with probability differences of at most .04 to .37, and 3e-5 to 1e-3
-    on average.
+    and transposition of the image; with the permutohedral lattice only approximately
+    (99.8% of the labels agree), because its kernel matrix is not symmetric.
 
     Attributes:
       num_classes: The number of classes K, at least 2.
@@ -87,24 +85,19 @@ class DenseCRF(Refiner):
 
     def setup(self):
         """Creates the variables: widths and weights."""
-        weights = {
-            "spatial_weight": self.spatial_weight,
-            "bilateral_weight": self.bilateral_weight,
-        }
-        check_weights(weights, self.num_classes)
 
         def create(name: str) -> Array:
             return self.param(name, lambda _: jnp.asarray(getattr(self, name), float))
 
-        self.widths = [
-            create(name) for name in ("spatial_width", "bilateral_width", "color_width")
-        ]
+        weights = ("spatial_weight", "bilateral_weight")
+        check_weights({name: getattr(self, name) for name in weights}, self.num_classes)
+        widths = ("spatial_width", "bilateral_width", "color_width")
+        self.widths = [create(name) for name in widths]
         self.weights = [create(name) for name in weights]
 
-    def condition(self, candidate: Candidate, *, train: bool = False) -> Condition:
+    def condition(self, candidate: Candidate) -> Condition:
         """Builds unaries and lattices."""
-        del train
-        unary = compute_unary(candidate.y)
+        unary = log_clipped(candidate.y, LOWEST_PROBABILITY)
         return make_condition(unary, candidate.image, *self.widths, exact=self.exact)
 
     def compute_logits(
@@ -112,13 +105,6 @@ class DenseCRF(Refiner):
     ) -> Float[Array, "b h w k"]:
         """Computes one mean-field update; see `Refiner.compute_logits`."""
         return update(y, condition, *self.weights)
-
-
-def compute_unary(
-    y: Float[Array, "*n k"], lowest: float = _LOWEST_PROBABILITY
-) -> Float[Array, "*n k"]:
-    """Computes log y, with y clipped at `lowest`, below which the gradient is zero."""
-    return jnp.log(jnp.clip(y, lowest, 1.0))
 
 
 def make_condition(
@@ -215,12 +201,7 @@ def weigh(message: Float[Array, "b h w k"], weight: Weight) -> Array:
 
 
 def check_weights(weights: Mapping[str, Any], k: int) -> None:
-    """Checks the number of classes and the shapes of the weights.
-
-    Args:
-      weights: The weights by argument name.
-      k: The number of classes.
-    """
+    """Checks the number k of classes and the shapes of the weights, by name."""
     if k < 2:
         raise UserError(
             "probabilities have 1 class, expected at least 2; for a foreground "

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,24 +13,18 @@ from jaxtyping import Array, ArrayLike, Float
 
 from iterinf.errors import UserError
 from iterinf.inference import refine
+from iterinf.ops.logarithm import log_clipped
 from iterinf.ops.permutohedral import fits_lattice
 from iterinf.refiners.dense_crf import (
+    LOWEST_PROBABILITY,
     Weight,
     check_weights,
-    compute_unary,
     make_condition,
     update,
 )
 
 _LARGEST_WEIGHT = 1e30  # keeps sums over all pixels finite
 _LARGEST_DISTANCE = 1e18  # keeps squares finite
-
-
-class Range(NamedTuple):
-    """The smallest and the largest entry of an array."""
-
-    low: Any
-    high: Any
 
 
 def dense_crf(
@@ -80,15 +74,14 @@ def dense_crf(
     """
     y, image = _read("probabilities", probabilities), _read("an image", image)
     _check_shapes(y.shape, image)
-    widths = {
-        "spatial_width": _read("spatial_width", spatial_width),
-        "bilateral_width": _read("bilateral_width", bilateral_width),
-        "color_width": _read("color_width", color_width),
-    }
-    weights = {
-        "spatial_weight": _read("spatial_weight", spatial_weight),
-        "bilateral_weight": _read("bilateral_weight", bilateral_weight),
-    }
+    widths = _read_all(
+        spatial_width=spatial_width,
+        bilateral_width=bilateral_width,
+        color_width=color_width,
+    )
+    weights = _read_all(
+        spatial_weight=spatial_weight, bilateral_weight=bilateral_weight
+    )
     check_weights(weights, y.shape[-1])
     num_iterations = _read_count(num_iterations)
     arrays = (y, image, widths, weights)
@@ -97,10 +90,12 @@ def dense_crf(
     if not is_traced:
         with jax.ensure_compile_time_eval():
             # Waits for the inputs only; the result is still computed asynchronously.
+            wide = np.float64 if isinstance(y, np.ndarray) else np.float32
+            measured = (y, y.sum(axis=-1, dtype=wide), image)
             ranges, known_widths, known_weights = jax.device_get(
-                (_measure_ranges(y, image), widths, weights)
+                ([(x.min(), x.max()) for x in measured], widths, weights)
             )
-        _check_values(ranges, image.dtype, from_logits=from_logits)
+        _check_ranges(ranges, image.dtype, from_logits=from_logits)
         _check_scalars(known_widths, known_weights)
         is_finite = _is_surely_finite(y.shape, known_widths, exact=exact)
     is_single = y.ndim == 3
@@ -128,7 +123,7 @@ def _infer(y, image, widths, weights, num_iterations, from_logits, exact):
         lambda x: x.astype(jnp.float32), (y, widths, weights)
     )
     image = image.astype(jnp.float32) / brightest
-    unary = y if from_logits else compute_unary(y)
+    unary = y if from_logits else log_clipped(y, LOWEST_PROBABILITY)
     condition = make_condition(unary, image, *widths, exact=exact)
     refinement = refine(
         lambda y: nn.softmax(update(y, condition, *weights)),
@@ -155,6 +150,10 @@ def _read(name: str, value: Any) -> Array | np.ndarray:
             f"{name} has type {type(value).__name__}, expected an array of numbers"
         )
     return array
+
+
+def _read_all(**values: Any) -> dict[str, Array | np.ndarray]:
+    return {name: _read(name, value) for name, value in values.items()}
 
 
 def _check_shapes(shape: tuple[int, ...], image: Array | np.ndarray) -> None:
@@ -185,42 +184,27 @@ def _read_count(num_iterations: Any) -> int:
     return count
 
 
-def _check_values(
-    ranges: tuple[Range, Range, Range], dtype: np.dtype, *, from_logits: bool
+def _check_ranges(
+    ranges: Sequence[tuple[Any, Any]], dtype: np.dtype, *, from_logits: bool
 ) -> None:
-    """Checks the ranges of y, its sums over k, and the image."""
+    """Checks the lowest and highest of y, of its sums over k, and of the image."""
     values, sums, colors = ranges
     largest = np.finfo(np.float32).max  # inference is in float32
-    if from_logits and not -largest <= values.low <= values.high <= largest:
-        raise UserError("logits are not finite")
-    if not from_logits and not np.isfinite([values.low, values.high]).all():
-        raise UserError("probabilities are not finite")
-    if not from_logits and not (
-        values.low > -0.01 and 0.99 < sums.low <= sums.high < 1.01
-    ):
+    if not -largest <= values[0] <= values[1] <= largest:
+        kind = "logits" if from_logits else "probabilities"
+        raise UserError(f"{kind} are not finite")
+    is_normal = values[0] > -0.01 and 0.99 < sums[0] <= sums[1] < 1.01
+    if not from_logits and not is_normal:
         raise UserError(
-            f"probabilities are in [{values.low:.3g}, {values.high:.3g}] and their "
-            f"sums over the last axis in [{sums.low:.3g}, {sums.high:.3g}], expected "
-            "values >= 0 with sums of 1; for logits pass from_logits=True"
+            f"probabilities are in [{values[0]:.3g}, {values[1]:.3g}] and their sums "
+            f"over the last axis in [{sums[0]:.3g}, {sums[1]:.3g}], expected values "
+            ">= 0 with sums of 1; for logits pass from_logits=True"
         )
-    if dtype != jnp.uint8 and not -0.01 < colors.low <= colors.high < 1.01:
+    if dtype != jnp.uint8 and not -0.01 < colors[0] <= colors[1] < 1.01:
         raise UserError(
-            f"the image has values in [{colors.low:.3g}, {colors.high:.3g}], expected "
+            f"the image has values in [{colors[0]:.3g}, {colors[1]:.3g}], expected "
             "floats in [0, 1] or uint8"
         )
-
-
-def _measure_ranges(
-    y: Array | np.ndarray, image: Array | np.ndarray
-) -> tuple[Range, Range, Range]:
-    """Returns the ranges of y, its sums over k, and the image."""
-    wide = np.float64 if isinstance(y, np.ndarray) else np.float32
-    sums = y.sum(axis=-1, dtype=wide)
-    return (
-        Range(y.min(), y.max()),
-        Range(sums.min(), sums.max()),
-        Range(image.min(), image.max()),
-    )
 
 
 def _check_scalars(

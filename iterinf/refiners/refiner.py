@@ -34,22 +34,12 @@ class Refiner(nn.Module):
     feature_offset: int = 0
     dtype: DTypeLike = jnp.float32
 
-    def __call__(
-        self, candidate: Candidate, *, train: bool = False
-    ) -> Float[Array, "b h w k"]:
+    def __call__(self, candidate: Candidate) -> Float[Array, "b h w k"]:
         """Computes one reconstruction of the initial prediction."""
-        return self.reconstruct(candidate.y, self.condition(candidate, train=train))
+        return self.reconstruct(candidate.y, self.condition(candidate))
 
-    def condition(self, candidate: Candidate, *, train: bool = False) -> Any:
-        """Computes everything that does not depend on y.
-
-        Args:
-          candidate: The initial prediction, the segmenter's features and the image.
-          train: Whether to apply dropout.
-
-        Returns:
-          A pytree of arrays, passed to `compute_logits` and `reconstruct`.
-        """
+    def condition(self, candidate: Candidate) -> Any:
+        """Computes everything that does not depend on y, a pytree of arrays."""
         raise NotImplementedError
 
     def compute_logits(
@@ -69,13 +59,5 @@ class Refiner(nn.Module):
     def reconstruct(
         self, y: Float[Array, "b h w k"], condition: Any
     ) -> Float[Array, "b h w k"]:
-        """Computes r(y, condition), the softmax of `compute_logits`.
-
-        Args:
-          y: The class probabilities; any real values if noisy.
-          condition: The result of `condition` for the same images.
-
-        Returns:
-          The class probabilities, which sum to one over k.
-        """
+        """Computes r(y, condition), the softmax of `compute_logits`."""
         return nn.softmax(self.compute_logits(y, condition))

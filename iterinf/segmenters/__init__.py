@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from iterinf.errors import UserError
+from iterinf.errors import UserError, check_known
 from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
 from iterinf.segmenters.precomputed import Precomputed
@@ -38,10 +38,7 @@ def create_segmenter(name: str, *, num_classes: int, **options: Any) -> nn.Modul
     Raises:
       UserError: If the name or an option is unknown.
     """
-    if name not in SEGMENTERS:
-        raise UserError(
-            f"unknown segmenter {name!r}; known: {', '.join(sorted(SEGMENTERS))}"
-        )
+    check_known("segmenter", name, SEGMENTERS)
     try:
         return SEGMENTERS[name](num_classes=num_classes, **options)
     except TypeError as error:

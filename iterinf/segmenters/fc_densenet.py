@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from iterinf.errors import UserError
+from iterinf.errors import check_known
 from iterinf.ops.convolutions import cast_all_but_bias, convolve
 from iterinf.ops.switches import max_pool_with_switches
-from iterinf.ops.upsampling import convolve_transposed
+from iterinf.segmenters.upsampling import Upsampling
 
 _EPSILON = 1e-4
 _AXES = {"image": (1, 2), "running": (1, 2), "batch": (0, 1, 2)}  # of b h w c
@@ -31,22 +31,6 @@ def _convolve(x: Map, channels: int, size: int, dtype: DTypeLike, name: str) -> 
         name=name,
     )
     return convolution(x).astype(dtype)
-
-
-class _Upsampling(nn.Module):
-    """Transposed 3x3 convolution of stride 2 from h to 2 h + 1 rows."""
-
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-        channels = x.shape[-1]
-        shape = (3, 3, channels, channels)
-        kernel = self.param("kernel", nn.initializers.he_uniform(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        kernel = jnp.pad(kernel.astype(self.dtype), ((0, 1), (0, 1), (0, 0), (0, 0)))
-        x = convolve_transposed(x, kernel, 2)[:, :-1, :-1]
-        return (x + bias[None, None, None]).astype(self.dtype)  # added in float32
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -100,11 +84,10 @@ class FCDenseNet(nn.Module):
       first_channels: The channels of the first convolution.
       dropout: The dropout rate in training after all but the first and last
         convolution.
-      statistics: The normalisation at test; training always uses the batch.
-        "image": statistics per image, so that the result does not depend on the rest of
-        the batch; "batch": statistics of the batch, as published; "running": the
-        collection "statistics", which training batches update if it is mutable, or
-        "image" if it is absent.
+      statistics: The normalisation at test (training uses the batch). "image": per
+        image, so that the result does not depend on the rest of the batch; "batch": of
+        the batch, as published; "running": the collection "statistics", which training
+        batches update if it is mutable, or "image" if it is absent.
       rematerialise: Whether to recompute activations in the backward pass.
       dtype: The dtype of the computation; parameters, statistics and logits are
         float32.
@@ -125,26 +108,17 @@ class FCDenseNet(nn.Module):
     feature_offset = 0  # feature grids begin where the image does
 
     def __post_init__(self):
-        if self.statistics not in _AXES:
-            raise UserError(
-                f"unknown statistics {self.statistics!r}; known: {', '.join(_AXES)}"
-            )
+        check_known("statistics", self.statistics, _AXES)
         super().__post_init__()
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> tuple[Float[Array, "b h w k"], Features]:
-        """Computes class scores.
+        """Computes class scores and features from RGB in [0, 1].
 
-        Args:
-          images: The images, RGB in [0, 1].
-          train: Whether to apply dropout (with the rng "dropout") and to normalise by
-            the statistics of the batch.
-
-        Returns:
-          The logits [b h w k], and the features input, pool1..pool5 by name: pool l is
-          the output of the l-th transition down, of size floor(h / 2^l).
+        In training, dropout needs the rng "dropout". The features are input and
+        pool1..pool5; pool l is the l-th transition down, of size floor(h / 2^l).
         """
         features: Features = {"input": images}
         add = functools.partial(self._add_layers, train=train)
@@ -164,9 +138,9 @@ class FCDenseNet(nn.Module):
         new = add(raw, normal, self.bottleneck, "bottleneck")
         for level in range(len(self.blocks), 0, -1):
             raw, normal = skips[level - 1]
-            x = _Upsampling(self.dtype, name=f"upsampling{level}")(
-                jnp.concatenate(new, axis=-1)
-            )
+            init = nn.initializers.he_uniform()
+            upsample = Upsampling(3, 2, init, self.dtype, name=f"upsampling{level}")
+            x = upsample(jnp.concatenate(new, axis=-1))
             x = x[:, : raw[0].shape[1], : raw[0].shape[2]]
             raw, normal = [x, *raw], [normalise(x, f"up{level}"), *normal]
             new = add(raw, normal, self.blocks[level - 1], f"up{level}")
@@ -197,11 +171,8 @@ class FCDenseNet(nn.Module):
     def _normalise(self, x: Map, name: str, *, train: bool) -> Map:
         """Computes (x - mean) / sqrt(var + 1e-4) per channel."""
         wide = x.astype(jnp.float32)
-        if (
-            not train
-            and self.statistics == "running"
-            and self.has_variable("statistics", name)
-        ):
+        is_running = self.statistics == "running" and not train
+        if is_running and self.has_variable("statistics", name):
             found = self.get_variable("statistics", name)
             mean, var = found["mean"], found["var"]
         else:

@@ -1,18 +1,16 @@
 """FCN-8 (Long, Shelhamer & Darrell 2015), a fully convolutional VGG16."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from iterinf.errors import UserError
+from iterinf.errors import check_known
 from iterinf.ops.convolutions import cast_all_but_bias
 from iterinf.ops.patches import convolve_patches
 from iterinf.ops.switches import max_pool_with_switches
-from iterinf.ops.upsampling import convolve_transposed
+from iterinf.segmenters.upsampling import Upsampling
 from iterinf.types import Size
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
@@ -43,23 +41,6 @@ def _crop(x: Array, offset: int, shape: Size) -> Array:
     ]
     x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     return x[:, offset : offset + shape[0], offset : offset + shape[1]]
-
-
-class _Upsampling(nn.Module):
-    """Transposed convolution with a kernel of size 2 * stride."""
-
-    stride: int
-    kernel_init: nn.initializers.Initializer
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b _ _ k"]:
-        classes, size = x.shape[-1], 2 * self.stride
-        shape = (size, size, classes, classes)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (classes,))
-        x = convolve_transposed(x, kernel, self.stride)
-        return (x + bias[None, None, None]).astype(self.dtype)  # added in float32
 
 
 class FCN8(nn.Module):
@@ -97,15 +78,8 @@ class FCN8(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
-        if self.padding not in ("published", "same"):
-            raise UserError(
-                f"unknown padding {self.padding!r}; known: 'published', 'same'"
-            )
-        if self.upsampling_init not in _UPSAMPLING_INITS:
-            raise UserError(
-                f"unknown upsampling_init {self.upsampling_init!r}; known: "
-                "'bilinear', 'glorot'"
-            )
+        check_known("padding", self.padding, ("published", "same"))
+        check_known("upsampling_init", self.upsampling_init, _UPSAMPLING_INITS)
         super().__post_init__()
 
     @property
@@ -117,44 +91,35 @@ class FCN8(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> tuple[Float[Array, "b h w k"], Features]:
-        """Computes class scores.
+        """Computes class scores and features from RGB in [0, 1].
 
-        Args:
-          images: The images, RGB in [0, 1].
-          train: Whether to apply dropout (with the rng "dropout").
-
-        Returns:
-          The logits [b h w k], and the features input, pool1..pool5 by name: pool l has
-          size floor((h + 2 feature_offset) / 2^l); pool4 has 512 * width channels.
+        In training, dropout needs the rng "dropout". The features are input and
+        pool1..pool5; pool l has size floor((h + 2 feature_offset) / 2^l).
         """
         published = self.padding == "published"
+        features: Features = {"input": images}
         mean = jnp.asarray(self.input_mean, jnp.float32)
         std = jnp.asarray(self.input_std, jnp.float32)
-        features: Features = {"input": images}
-        x = ((images - mean[None, None, None]) / std[None, None, None]).astype(
-            self.dtype
-        )
+        x = (images - mean[None, None, None]) / std[None, None, None]
+        x = x.astype(self.dtype)
         for block, (channels, num_convolutions) in enumerate(_BLOCKS, start=1):
             for i in range(1, num_convolutions + 1):
                 pad = 100 if published and (block, i) == (1, 1) else "SAME"
-                x = self._convolve(channels, (3, 3), pad, f"conv{block}_{i}")(x)
+                x = self._convolve(x, channels, 3, pad, f"conv{block}_{i}")
             x, _ = max_pool_with_switches(x)
             features[f"pool{block}"] = x
         pad = 0 if published else 3
-        x = self._convolve(
-            4096, (7, 7), pad, "fc6", conv_general_dilated=convolve_patches
-        )(x)
+        by_patches = {"conv_general_dilated": convolve_patches}
+        x = self._convolve(x, 4096, 7, pad, "fc6", **by_patches)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = self._convolve(4096, (1, 1), "VALID", "fc7")(x)
+        x = self._convolve(x, 4096, 1, "VALID", "fc7")
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self._fuse_scores(x, features, images.shape[1:3]), features
 
-    def _convolve(
-        self, channels, size, padding, name, **options
-    ) -> Callable[[Array], Array]:
+    def _convolve(self, x, channels, size, padding, name, **options):
         convolution = nn.Conv(
             int(channels * self.width),
-            size,
+            (size, size),
             padding=padding,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
@@ -162,7 +127,7 @@ class FCN8(nn.Module):
             name=name,
             **options,
         )
-        return lambda x: nn.relu(convolution(x).astype(self.dtype))
+        return nn.relu(convolution(x).astype(self.dtype))
 
     def _fuse_scores(self, x, features, shape):
         """Upsamples by 2, 2 and 8, and adds the scores of pool4 and pool3 in between.
@@ -185,9 +150,8 @@ class FCN8(nn.Module):
             return nn.relu(scores) if self.relu_scores else scores
 
         def upsample(x, stride, name):
-            return _Upsampling(
-                stride, _UPSAMPLING_INITS[self.upsampling_init], self.dtype, name=name
-            )(x)
+            init = _UPSAMPLING_INITS[self.upsampling_init]
+            return Upsampling(2 * stride, stride, init, self.dtype, name=name)(x)
 
         x = upsample(score(x, "score_fr"), 2, "score2")
         for offset, pool, stride, name in (

@@ -28,13 +28,7 @@ class Precomputed(nn.Module):
         probabilities: Float[Array, "b h w k"],
         **features: Float[Array, "b _ _ _"],
     ) -> tuple[Float[Array, "b h w k"], dict[str, Float[Array, "b _ _ _"]]]:
-        """Returns log-probabilities as logits, and the features with the image.
-
-        Args:
-          images: The images, RGB in [0, 1].
-          probabilities: The class probabilities.
-          **features: Features among pool1..pool5.
-        """
+        """Returns log-probabilities as logits, and the features with the image."""
         y = probabilities.astype(jnp.float32)
         logits = jnp.log(jnp.maximum(y, _LOWEST_PROBABILITY))
         given = {name: h.astype(self.dtype) for name, h in features.items()}

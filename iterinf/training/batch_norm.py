@@ -36,11 +36,8 @@ def estimate_statistics(
       segmenter: A segmenter with an attribute `dropout` that stores "mean" and "var" of
         its batch in the collection "statistics" if that is mutable.
       variables: The variables of the segmenter.
-      batches: An iterator over training batches.
-      num_batches: The number n of batches.
-
-    Returns:
-      The collection "statistics", float32.
+      batches: The training batches.
+      num_batches: The number n of batches to read.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; for dropout
     Li et al. 2019, "Understanding the Disharmony between Dropout and Batch

@@ -4,21 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from iterinf.errors import UserError
-
-_CONSTRAINTS = {
+CONSTRAINTS = {
     "none": lambda y: y,
     "clip": lambda y: jnp.clip(y, 0.0, 1.0),
     "softmax": jax.nn.softmax,
 }
-
-
-def check_constraint(name: str) -> None:
-    """Raises UserError if the constraint is unknown."""
-    if name not in _CONSTRAINTS:
-        raise UserError(
-            f"unknown constraint {name!r}; known: {', '.join(_CONSTRAINTS)}"
-        )
 
 
 def corrupt(
@@ -38,11 +28,6 @@ def corrupt(
       sigma: The standard deviation; .1 for y and .5 for the truth in the paper.
       constraint: The map applied to the noisy y: "none" (values may leave [0, 1]),
         "clip" or "softmax".
-
-    Raises:
-      UserError: If the constraint is unknown.
     """
-    check_constraint(constraint)
-    return _CONSTRAINTS[constraint](
-        y + sigma * jax.random.normal(key, y.shape, y.dtype)
-    )
+    noise = jax.random.normal(key, y.shape, y.dtype)
+    return CONSTRAINTS[constraint](y + sigma * noise)

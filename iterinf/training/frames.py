@@ -50,7 +50,7 @@ def add_frames(
     Args:
       split: The frames, all of one size.
       folder: The folder of the files; missing ones are computed and written.
-      names: The names of the outputs, keys of `iterinf.data.external.STRIDES`.
+      names: The names of the outputs, from `list_outputs`.
       segmenter: The segmenter, run in inference mode.
       variables: The variables of the segmenter.
       show_progress: Whether to show a progress bar while files are written.
@@ -88,7 +88,7 @@ def _compute_parts(
     variables: Variables,
     bar: tqdm,
 ) -> Iterator[dict[Path, bytes]]:
-    """Yields successive parts of the files: a frame and its mirror image at a time."""
+    """Yields the outputs of one frame and its mirror image after another."""
 
     @jax.jit
     def compute(variables: Variables, batch: Batch) -> dict[str, Array]:

@@ -30,19 +30,25 @@ Params: TypeAlias = PyTree[Float[Array, "..."]]
 LossFunction: TypeAlias = Callable[[Params, Any, Batch, Key[Array, ""]], LossSum]
 
 
+_ADVICE = (  # at the end of error messages
+    "; the last good checkpoint is kept: lower the learning rate and start a new "
+    "workdir"
+)
+
+
 @runtime_checkable
 class Batches(Protocol):
-    """An endless iterator of batches that holds threads or files."""
+    """An endless iterator of batches."""
 
     def __next__(self) -> Batch:
         """Returns the next batch."""
 
     def close(self) -> None:
-        """Lets go of what it holds."""
+        """Ends threads and closes files."""
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step."""
+    """All that changes in a training step."""
 
     step: Int[Array, ""]  # optimizer steps taken = batches read
     params: Params
@@ -50,16 +56,16 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]  # constant; a step's randomness is fold_in(key, step)
     sums: LossSum  # over the epoch so far
     first_bad_step: Int[Array, ""]  # step of the first non-finite loss, or -1
-    average: Params | None = None  # of params, debiased; None: not kept
+    average: Params | None = None  # debiased average of params, if any
 
     @property
     def model(self) -> Params:
-        """What is validated and kept: the average if there is one, else `params`."""
+        """The result of training: the average if there is one, else `params`."""
         return self.params if self.average is None else self.average
 
 
 class Schedule(NamedTuple):
-    """How long to train, and on what to stop."""
+    """The length of a training and its early stopping."""
 
     num_epochs: int
     steps_per_epoch: int
@@ -75,14 +81,7 @@ def create_train_state(
     *,
     averaged: bool = False,
 ) -> TrainState:
-    """Creates the state before the first step.
-
-    Args:
-      params: of the network.
-      optimizer: from `create_optimizer`.
-      key: of all steps' randomness.
-      averaged: whether an average of the parameters is kept.
-    """
+    """Creates the state before the first step, optionally with an average of params."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -102,24 +101,17 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], TrainState]:
     """Makes the pure step (state, frozen, batch) -> state.
 
-    Where the state keeps an average of the parameters p, it is the exponential moving
-    average without the bias to a start, as `optax.ema(debias=True)` has it: after t
-    steps of decay d,
+    The average of the parameters p, if the state has one, is the debiased exponential
+    moving average of `optax.ema(debias=True)`: after t steps of decay d,
 
       average_t = (1 - d) / (1 - d^t) * sum_i d^(t - i) p_i
-
-    which is kept by average_t = average_(t-1) + w_t (p_t - average_(t-1)) with
-    w_t = (1 - d) / (1 - d^t): w_1 = 1, so that initial parameters have no part in it.
+                = average_(t-1) + (1 - d) / (1 - d^t) * (p_t - average_(t-1))
 
     Args:
-      compute_loss: (params, frozen, batch, key) -> summed loss over labelled pixels;
-        its mean is minimised.
-      optimizer: turns gradients into updates.
-      ema_decay: d, 0 up to below 1.
-
-    Returns:
-      The step, to be jitted; `frozen` are variables that the loss reads and nobody
-      trains (the segmenter's, when a refiner is trained).
+      compute_loss: A function (params, frozen, batch, key) -> summed loss, whose mean
+        is minimised; `frozen` are variables that are not trained.
+      optimizer: The optimizer.
+      ema_decay: The decay d, in [0, 1).
     """
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> TrainState:
@@ -151,20 +143,10 @@ def make_train_step(
     return train_step
 
 
-class MetricsLog:
-    """metrics.jsonl: a line an epoch, each a JSON object with its `epoch`."""
-
-    def __init__(self, path: pathlib.Path, *, keep_until: int):
-        """Opens the log, dropping epochs after `keep_until`: they will run again."""
-        self._path = path
-        lines = read_lines(path)
-        write_lines(
-            path, (line for line in lines if json.loads(line)["epoch"] <= keep_until)
-        )
-
-    def write(self, record: Mapping[str, int | float]) -> None:
-        """Appends a line; raises as `append_line` does."""
-        append_line(self._path, json.dumps(record))
+def drop_epochs(log: pathlib.Path, *, after: int) -> None:
+    """Drops the lines of later epochs, which will run again, from metrics.jsonl."""
+    lines = read_lines(log)
+    write_lines(log, (line for line in lines if json.loads(line)["epoch"] <= after))
 
 
 def fit(
@@ -183,25 +165,24 @@ def fit(
     """Trains until the epochs or the patience are used up; resumes from a checkpoint.
 
     Args:
-      state: before the first step; a checkpoint in `folder` replaces it.
-      train_step: from `make_train_step`; jitted here, its state donated.
-      evaluate: params -> validation metrics, `schedule.monitor` among them.
-      make_batches: n -> the training batches from the n-th on, cut over the devices
-        if there are several; closed at the end.
-      folder: holds checkpoints/ and metrics.jsonl.
-      schedule: when to stop.
-      frozen: handed to `train_step`.
-      title: of the progress bar.
-      trace_steps: of a trace in `folder`/trace.
-      checkpoint_seconds: at least, between checkpoints of ends of epochs.
+      state: The state before the first step; replaced by a checkpoint in `folder`.
+      train_step: The result of `make_train_step`; jitted here, with a donated state.
+      evaluate: A function params -> validation metrics, with `schedule.monitor`.
+      make_batches: A function n -> the sharded training batches from the n-th on.
+      folder: The folder of checkpoints/ and metrics.jsonl (one line per epoch).
+      schedule: The epochs and the patience.
+      frozen: The second argument of `train_step`.
+      title: The title of the progress bar.
+      trace_steps: The number of steps to trace, in `folder`/trace.
+      checkpoint_seconds: The minimum time between checkpoints of finished epochs.
 
     Returns:
-      The parameters that did best on the monitored metric.
+      The parameters with the best monitored value.
 
     Raises:
-      UserError: non-finite loss, with the step it came from; failed write; the
-        checkpoint of another model.
-      SystemExit: with status 0, after SIGTERM, when everything is saved.
+      UserError: If the loss is not finite (names the step), a write failed, or a
+        checkpoint is of another model.
+      SystemExit: With exit code 0 after SIGTERM, when everything is saved.
     """
     with (
         Checkpoints(folder / "checkpoints", seconds=checkpoint_seconds) as checkpoints,
@@ -214,7 +195,8 @@ def fit(
         else:
             state, progress = _restore(checkpoints, state)
         if not progress.finished:
-            first = int(state.step)
+            first, log = int(state.step), folder / "metrics.jsonl"
+            drop_epochs(log, after=progress.epoch)
             epochs = _Epochs(
                 state=state,
                 progress=progress,
@@ -223,7 +205,7 @@ def fit(
                 schedule=schedule,
                 batches=stack.enter_context(contextlib.closing(make_batches(first))),
                 checkpoints=checkpoints,
-                log=MetricsLog(folder / "metrics.jsonl", keep_until=progress.epoch),
+                log=log,
                 trace=stack.enter_context(
                     contextlib.closing(StepTrace(folder / "trace", trace_steps))
                 ),
@@ -241,7 +223,7 @@ def fit(
 
 @dataclasses.dataclass
 class _Epochs:
-    """A training under way, epoch by epoch."""
+    """A training in progress."""
 
     state: TrainState
     progress: Progress
@@ -250,7 +232,7 @@ class _Epochs:
     schedule: Schedule
     batches: Batches
     checkpoints: Checkpoints
-    log: MetricsLog
+    log: pathlib.Path
     trace: StepTrace
     bar: StepBar
     interruption: Interruption
@@ -263,20 +245,21 @@ class _Epochs:
         return self.state
 
     def _run_epoch(self) -> None:
-        """Trains for an epoch, or for what is left of it, validates and logs."""
+        """Trains for the rest of an epoch, validates and logs."""
         started = time.monotonic()
         waited = self._train()
         trained = time.monotonic()
-        loss = _check_finite(self.state)
+        loss = _check_loss(self.state)
         metrics = {"train/loss": loss, **self.evaluate(self.state.model)}
-        _check_metrics_finite(metrics, self.progress.epoch + 1)
+        _check_metrics(metrics, self.progress.epoch + 1)
         value = metrics[self.schedule.monitor]
         self.progress = _advance(self.progress, value, self.schedule)
         seconds = {
             "seconds": round(time.monotonic() - started, 2),
             "seconds_waiting_for_data": round(waited, 3),
         }
-        self.log.write({"epoch": self.progress.epoch, **metrics, **seconds})
+        record = {"epoch": self.progress.epoch, **metrics, **seconds}
+        append_line(self.log, json.dumps(record))
         self.bar.end_epoch(
             time.monotonic() - trained, **{self.schedule.monitor: f"{value:.4f}"}
         )
@@ -291,12 +274,12 @@ class _Epochs:
     def _train(self) -> float:
         """Steps to the end of the epoch; returns the seconds waited for batches."""
         waited = 0.0
-        # What is to be saved is not donated.
+        # The waiting checkpoints hold the arrays of this state, which is donated.
         self.state = jax.tree.map(jnp.copy, self.state)
         end = (self.progress.epoch + 1) * self.schedule.steps_per_epoch
         for step in range(int(self.state.step), end):
             if self.interruption.ends_at(step):
-                _check_finite(self.state)
+                _check_loss(self.state)
                 self._add(is_best=False)
                 self._save_and_exit(step)
             self.trace.advance(self.state.step)
@@ -323,48 +306,33 @@ class _Epochs:
 def _compile(
     train_step: Callable[[TrainState, Any, Batch], TrainState], frozen: Any
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Array]]:
-    """Jits a step; its state is donated."""
-    step = jax.jit(
-        functools.partial(_advance_state, train_step),
-        donate_argnums=0,
-        out_shardings=create_replication(),
-    )
+    """Jits a step with a donated state; adds an output that is never donated."""
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=create_replication())
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Array]:
+        state = train_step(state, frozen, batch)
+        return state, state.step
+
     return lambda state, batch: step(state, frozen, batch)
 
 
-def _advance_state(
-    train_step: Callable[[TrainState, Any, Batch], TrainState],
-    state: TrainState,
-    frozen: Any,
-    batch: Batch,
-) -> tuple[TrainState, Array]:
-    """The next state, and an output that outlives it: states are donated."""
-    state = train_step(state, frozen, batch)
-    return state, state.step
-
-
-def _check_finite(state: TrainState) -> float:
+def _check_loss(state: TrainState) -> float:
+    """Returns the mean loss of the epoch so far if it is finite."""
     bad_step = int(state.first_bad_step)
     if bad_step >= 0:
-        raise UserError(
-            f"the loss is not finite at step {bad_step}; the last good checkpoint is "
-            "kept: lower the learning rate and start a new workdir"
-        )
+        raise UserError(f"the loss is not finite at step {bad_step}{_ADVICE}")
     return float(state.sums.mean)
 
 
-def _check_metrics_finite(metrics: Mapping[str, float], epoch: int) -> None:
-    """Keeps parameters that are not finite out of the checkpoints."""
+def _check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
+    """Raises UserError before parameters that are not finite are saved."""
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise UserError(
-                f"{name} is {value} after epoch {epoch}; the last good checkpoint is "
-                "kept: lower the learning rate and start a new workdir"
-            )
+            raise UserError(f"{name} is {value} after epoch {epoch}{_ADVICE}")
 
 
 def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
-    """The progress after an epoch that ended with `value`."""
+    """Returns the progress after an epoch with this monitored value."""
     epoch, best = progress.epoch + 1, progress.best_value
     better = best is None or (value > best if schedule.maximize else value < best)
     if better:
@@ -375,7 +343,7 @@ def _advance(progress: Progress, value: float, schedule: Schedule) -> Progress:
 
 
 def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What inference needs, and what only going on needs; together the state."""
+    """Splits a state into the items `model` and `train` of a checkpoint."""
     name = "params" if state.average is None else "average"
     without: dict[str, Any] = {name: None}
     return {"params": state.model}, {"rest": state._replace(**without)}

@@ -20,11 +20,6 @@ class LossSum(NamedTuple):
         return self.total / jnp.where(self.num_pixels > 0, self.num_pixels, 1.0)
 
 
-def encode_labels(labels: Integer[Array, "b h w"], num_classes: int) -> Array:
-    """Encodes labels as one-hot [b h w k] in float32; void pixels are all zeros."""
-    return jax.nn.one_hot(labels, num_classes)
-
-
 def compute_cross_entropy(
     logits: Float[Array, "b h w k"],
     labels: Integer[Array, "b h w"],
@@ -32,16 +27,9 @@ def compute_cross_entropy(
 ) -> LossSum:
     """Computes the cross-entropy -w[label] log softmax(logits)[label].
 
-    Args:
-      logits: The class scores.
-      labels: The labels; k and above are void and ignored.
-      class_weights: The weights w; None for all ones.
-
-    Returns:
-      The sum over labelled pixels, and the sum of their weights.
+    Labels of k and above are void and ignored. Without class weights w, all are 1.
     """
-    num_classes = logits.shape[-1]
-    valid = labels < num_classes
+    valid = labels < logits.shape[-1]
     labels = jnp.where(valid, labels, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     weights = jnp.ones(labels.shape)
@@ -70,15 +58,12 @@ def compute_reconstruction_loss(
         -log r_label where r_label underflows.
       labels: The labels; k and above are void and ignored.
       squared_error: The weight of the first term; 1/k makes it a mean over classes, as
-        released in 2017, and 0 disables it.
+        released in 2017.
       cross_entropy: The weight of the second term.
-
-    Returns:
-      The sum over labelled pixels, and their number.
     """
     num_classes = logits.shape[-1]
     valid = labels < num_classes
-    residual = jax.nn.softmax(logits) - encode_labels(labels, num_classes)
+    residual = jax.nn.softmax(logits) - jax.nn.one_hot(labels, num_classes)
     squared = jnp.sum(jnp.square(residual), axis=-1)
     negative_log_likelihood = optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.where(valid, labels, 0)

@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iterinf.errors import UserError
+from iterinf.errors import check_known
 from iterinf.segmenters.precomputed import Precomputed
-from iterinf.training.corruption import check_constraint, corrupt
+from iterinf.training.corruption import CONSTRAINTS, corrupt
 from iterinf.training.loop import LossFunction, Params
 from iterinf.training.losses import (
     LossSum,
     compute_cross_entropy,
     compute_reconstruction_loss,
-    encode_labels,
 )
 from iterinf.types import Batch, Candidate, Segmenter
 
@@ -28,15 +27,9 @@ Predict = Callable[[Params, Networks, Batch], Float[Array, "b h w k"]]
 
 
 def propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candidate:
-    """Runs a segmenter for a refiner: y = f_L(x), h = f_l(x) (Eq. 3).
+    """Computes y = f_L(x) and h = f_l(x) (Eq. 3) of images in [0, 1].
 
-    Args:
-      segmenter: the network.
-      variables: its variables.
-      batch: images in [0, 1]; `outputs`, if there are any, stand in for the network's.
-
-    Returns:
-      The candidate, y as probabilities.
+    If the batch has `outputs`, they replace the segmenter's.
     """
     logits, features = _segment(segmenter, variables, batch)
     return Candidate(nn.softmax(logits), features, batch.image)
@@ -51,34 +44,23 @@ def _segment(
 
 
 def combine(params: Params, frozen: Networks) -> Networks:
-    """The variables of both networks, trained parameters in place of frozen ones.
-
-    Args:
-      params: what is trained: of the "refiner", of the "segmenter", or of both.
-      frozen: all other variables.
-    """
+    """Joins the parameters of the trained networks with all other variables."""
     names = ("segmenter", "refiner")
     trained: Networks = {name: {"params": params[name]} for name in params}
     return {name: frozen.get(name, {}) | trained.get(name, {}) for name in names}
 
 
 def set_scalars(networks: Networks, values: Mapping[str, float]) -> Networks:
-    """Gives parameters of the refiner that are single numbers other values.
+    """Sets scalar parameters of the refiner.
 
     Raises:
-      UserError: if the refiner has no such parameter.
+      UserError: If the refiner has no such parameter.
     """
     variables = networks["refiner"]
     params = variables.get("params", {})
-    known = [
-        name for name, value in params.items() if getattr(value, "shape", None) == ()
-    ]
+    known = [name for name, x in params.items() if getattr(x, "shape", None) == ()]
     for name in values:
-        if name not in known:
-            listed = ", ".join(sorted(known)) or "none"
-            raise UserError(
-                f"selection.parameters names {name!r}; this refiner's numbers: {listed}"
-            )
+        check_known("scalar parameter in selection.parameters", name, known)
     numbers = {name: jnp.float32(value) for name, value in values.items()}
     return networks | {"refiner": variables | {"params": params | numbers}}
 
@@ -86,7 +68,7 @@ def set_scalars(networks: Networks, values: Mapping[str, float]) -> Networks:
 def make_segmenter_loss(
     segmenter: nn.Module, class_weights: Float[np.ndarray, " k"] | None = None
 ) -> LossFunction:
-    """Cross-entropy of the segmenter's logits, by class weights if there are any."""
+    """Makes the cross-entropy of the segmenter's logits, optionally weighted."""
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def compute_loss(params, frozen, batch: Batch, key):
@@ -127,47 +109,44 @@ def make_refiner_loss(
       y_(i+1) = y_i + recycle_step_size * (r(y_i) - y_i),   i < num_recycles.
 
     Args:
-      segmenter: gives y and h, where they do not come with a batch.
-      refiner: reconstructs the truth from the corrupted y and h.
-      start: what is corrupted: "y" (training scenario 1 of Figure 1: DAE(y)) or
+      segmenter: The network that computes y and h, unless they come with a batch.
+      refiner: The network that reconstructs the truth from the corrupted y and h.
+      start: The input to corrupt: "y" (training scenario 1 of Figure 1: DAE(y)) or
         "y_true" (scenario 2: DAE(y_true); void pixels are all zeros before noise).
-      sigma: of the noise.
-      constraint: see `corrupt`.
-      squared_error: weight of Eq. 5's first term.
-      cross_entropy: weight of its second term.
-      proposal_cross_entropy: weight of -log y_label, which keeps y a segmentation where
-        the segmenter is trained with the refiner, end to end.
-      num_iterations: reconstructions, one of the other, that the loss looks through:
-        1 for a DAE; 5 train a CRF-RNN.
-      num_recycles: further iterates at which the loss is taken, 0 or more.
-      recycle_step_size: of these iterates, above 0 up to 1.
-      self_conditioning: share of images that start at a point towards r(y), 0 to 1.
+      sigma: The standard deviation of the noise.
+      constraint: See `corrupt`.
+      squared_error: The weight of Eq. 5's first term.
+      cross_entropy: The weight of its second term.
+      proposal_cross_entropy: The weight of -log y_label, which keeps y a segmentation
+        when the segmenter is trained with the refiner, end to end.
+      num_iterations: The number of successive reconstructions in the loss: 1 for a DAE,
+        5 for a CRF-RNN.
+      num_recycles: The number of further iterates at which the loss is computed.
+      recycle_step_size: The step size between these iterates, in (0, 1].
+      self_conditioning: The fraction of images that start at a point towards r(y).
 
     Raises:
-      UserError: unknown start.
+      UserError: If `start` or `constraint` is unknown.
 
     Source: paper, Eq. 5 and Figure 1; recycling as in Jumper et al. 2021 (AlphaFold);
       self-conditioning as in Chen et al. 2023 (Analog Bits), with a random u for 1.
     """
-    if start not in ("y", "y_true"):
-        raise UserError(f"unknown start {start!r} of a DAE; known: 'y', 'y_true'")
-    check_constraint(constraint)
+    check_known("start", start, ("y", "y_true"))
+    check_known("constraint", constraint, CONSTRAINTS)
 
     def compute_loss(params, frozen, batch: Batch, key):
-        noise_key, dropout_key = jax.random.split(key)
+        noise_key = jax.random.split(key)[0]  # split, so that seeds keep their noise
         networks = combine(params, frozen)
         segmenter_logits, features = _segment(segmenter, networks["segmenter"], batch)
         y = nn.softmax(segmenter_logits)
         candidate = Candidate(y, features, batch.image)
         if start == "y_true":
-            truth = encode_labels(batch.label, candidate.y.shape[-1])
+            truth = jax.nn.one_hot(batch.label, y.shape[-1])
             candidate = candidate._replace(y=truth)
         noisy = corrupt(noise_key, candidate.y, sigma=sigma, constraint=constraint)
         condition = refiner.apply(
             networks["refiner"],
             candidate._replace(y=noisy),
-            train=True,
-            rngs={"dropout": dropout_key},
             method=refiner.condition,
         )
         reconstruct = functools.partial(
@@ -206,17 +185,14 @@ def make_refiner_loss(
 def _move(
     y: Float[Array, "b h w k"], logits: Float[Array, "b h w k"], step: Any
 ) -> Float[Array, "b h w k"]:
-    """Eq. 6 without clip, as noise may have left [0, 1], and without gradient."""
+    """Computes Eq. 6 without clip, since a noisy y leaves [0, 1], or gradient."""
     return jax.lax.stop_gradient(y + step * (nn.softmax(logits) - y))
 
 
 def make_reconstruction(
     segmenter: nn.Module, refiner: nn.Module, num_iterations: int = 1
 ) -> Predict:
-    """Makes the prediction that validation scores: logits of r(y), without noise.
-
-    r is applied as often as in training.
-    """
+    """Makes the prediction to validate: the logits of r(y), iterated as in training."""
 
     def predict(params, frozen, batch):
         networks = combine(params, frozen)
@@ -237,7 +213,7 @@ def _compute_logits(
     condition: Any,
     num_iterations: int,
 ) -> Float[Array, "b h w k"]:
-    """Logits of r applied several times to y."""
+    """Computes the logits of r, applied several times to y."""
     apply = functools.partial(refiner.apply, variables)
     if num_iterations > 1:  # in a loop XLA's convolutions on a CPU are far slower
         y = jax.lax.fori_loop(
@@ -250,5 +226,5 @@ def _compute_logits(
 
 
 def to_unit_range(batch: Batch) -> Batch:
-    """Images from uint8 to float32 in [0, 1]."""
+    """Converts images from uint8 to float32 in [0, 1]."""
     return batch._replace(image=batch.image.astype(jnp.float32) / 255)

@@ -1,4 +1,4 @@
-"""Optimizers of optax with a rate that falls once an epoch."""
+"""Optimizers of optax with a learning rate that falls after every epoch."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -20,22 +20,22 @@ def create_optimizer(
     weight_decay: float = 0.0,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """Creates an optimizer of optax with a rate that falls once an epoch.
+    """Creates an optimizer of optax whose learning rate falls after every epoch.
 
     rate = learning_rate * decay_per_epoch^epoch. The gradient of
     weight_decay * sum(w^2) over convolution kernels and normalisation scales,
-    2 * weight_decay * w, is added before the optimizer sees it.
+    2 * weight_decay * w, is added to the gradient first.
 
     Args:
-      name: any optimizer of optax that takes a learning rate, e.g. "rmsprop".
-      learning_rate: in the first epoch.
-      decay_per_epoch: factor an epoch.
-      steps_per_epoch: optimizer steps in an epoch.
-      weight_decay: coefficient of the squared norm.
-      options: passed on, e.g. decay rates and eps.
+      name: Any optimizer of optax that takes a learning rate, e.g. "rmsprop".
+      learning_rate: The rate in the first epoch.
+      decay_per_epoch: The factor per epoch.
+      steps_per_epoch: The number of optimizer steps in an epoch.
+      weight_decay: The coefficient of the squared norm.
+      options: The keyword arguments of the optimizer.
 
     Raises:
-      UserError: unknown name or option.
+      UserError: If the name or an option is unknown.
 
     Source: paper, section 4.4.
     """

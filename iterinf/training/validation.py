@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,27 +30,20 @@ def make_validation(
     num_classes: int,
     batch_size: int,
 ) -> Validate:
-    """Makes the validation of `iterinf.training.loop.fit`.
+    """Makes the function params -> values of `MONITORS` on the whole split.
 
     Args:
-      predict: (params, frozen, batch) -> scores, the larger the likelier.
-      measure_loss: (scores, labels) -> summed loss.
-      split: whole frames; read at the first validation, kept on the devices.
-      frozen: handed to `predict`.
-      num_classes: K.
-      batch_size: frames a call.
-
-    Returns:
-      params -> MONITORS by name, over the whole split.
+      predict: A function (params, frozen, batch) -> logits.
+      measure_loss: A function (logits, labels) -> summed loss.
+      split: The images, read at the first validation and kept on the devices.
+      frozen: The second argument of `predict`.
+      num_classes: The number of classes.
+      batch_size: The number of images per call.
     """
 
     @functools.cache
     def load_batches() -> list[Batch]:
-        batches = batch_split(split.stack(), batch_size, void=num_classes)
-        return [
-            shard(jax.tree.map(operator.itemgetter(i), batches))
-            for i in range(len(batches.label))
-        ]
+        return list(shard_batches(split.stack(), batch_size, void=num_classes))
 
     @jax.jit
     def count(params, frozen, batch):
@@ -73,20 +66,26 @@ def make_validation(
     return validate
 
 
+def shard_batches(split: Batch, batch_size: int, *, void: int) -> Iterator[Batch]:
+    """Yields the batches of `batch_split`, each sharded over all devices."""
+    batches = batch_split(split, batch_size, void=void)
+    for i in range(len(batches.label)):
+        yield shard(jax.tree.map(operator.itemgetter(i), batches))
+
+
 def batch_split(
     split: Batch, batch_size: int, *, void: int, multiple: int = 1
 ) -> Batch:
-    """Cuts a whole split, n images, into batches of one size.
+    """Splits n images, NumPy arrays, into batches of equal size.
 
     Args:
-      split: NumPy arrays of n images.
-      batch_size: b.
-      void: label of the images that fill the last batches, which no count sees.
-      multiple: what the number of batches is a multiple of.
+      split: The whole split.
+      batch_size: The batch size b.
+      void: The label of the repeated images that fill the last batches.
+      multiple: The divisor of the number of batches.
 
     Returns:
-      Arrays [m, b, ...], m at least n / b; the first images once more fill what is
-      missing.
+      Arrays [m, b, ...] with m >= n / b.
     """
     num_images = len(split.label)
     missing = -num_images % (batch_size * multiple)

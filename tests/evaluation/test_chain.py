@@ -26,8 +26,8 @@ from iterinf.segmenters.precomputed import Precomputed
 from iterinf.training.objectives import propose, to_unit_range
 from iterinf.workdir import read_choice
 from tests import tiny
-from tests.evaluation.test_sweep import Refiner, Segmenter, make_problem
 from tests.fixtures.exports import call, take_refiner
+from tests.fixtures.linear import Refiner, Segmenter, make_problem
 from tests.fixtures.pages import read_document
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from iterinf.evaluation.label_maps import count_predictions, refine_labels, segment
 from iterinf.evaluation.tally import Spec
-from tests.evaluation.test_sweep import (
+from tests.fixtures.linear import (
     Refiner,
     Segmenter,
     count_image,

@@ -4,7 +4,6 @@ import operator
 from functools import partial
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,55 +16,19 @@ from iterinf.evaluation.selection import Curves, Selection, select
 from iterinf.evaluation.sweep import count_refinements
 from iterinf.evaluation.tally import Spec, prepare_truth, tally_image
 from iterinf.training.objectives import propose, to_unit_range
-from iterinf.types import Batch
+from tests.fixtures.linear import (
+    NUM_CLASSES,
+    TRACES,
+    Refiner,
+    Segmenter,
+    count_image,
+    make_problem,
+    softmax,
+)
 
 STEP_SIZES = (0.1, 0.5, 1.0)
 NUM_ITERATIONS = 4
-NUM_CLASSES = 3
 SPEC = Spec(NUM_CLASSES, 0.2)
-TRACES = []  # an entry each time that `reconstruct` is traced
-
-
-class Segmenter(nn.Module):
-    """One linear layer; its feature is the image in another scale."""
-
-    @nn.compact
-    def __call__(self, images):
-        return 4 * nn.Dense(NUM_CLASSES)(images), {"input": 3 * images}
-
-
-class Refiner(nn.Module):
-    """A linear layer over y, another over its right neighbour and h, a softmax."""
-
-    def setup(self):
-        self.own, self.other = nn.Dense(NUM_CLASSES), nn.Dense(NUM_CLASSES)
-
-    def __call__(self, candidate):
-        return self.reconstruct(candidate.y, self.condition(candidate))
-
-    def condition(self, candidate):
-        return self.other(candidate.features["input"])
-
-    def reconstruct(self, y, condition):
-        TRACES.append(y.shape)
-        return nn.softmax(4 * self.own(jnp.roll(y, 1, axis=2) + y) + condition)
-
-
-def make_problem(num_images=5, seed=0):
-    """Random networks, images and labels, void among them."""
-    rng = np.random.default_rng(seed)
-
-    def draw(channels):
-        kernel = rng.normal(size=(channels, NUM_CLASSES)).astype(np.float32)
-        return {"kernel": kernel, "bias": np.zeros(NUM_CLASSES, np.float32)}
-
-    networks = {
-        "segmenter": {"params": {"Dense_0": draw(3)}},
-        "refiner": {"params": {"own": draw(NUM_CLASSES), "other": draw(3)}},
-    }
-    images = rng.integers(0, 256, (num_images, 4, 5, 3)).astype(np.uint8)
-    labels = rng.integers(0, NUM_CLASSES + 1, (num_images, 4, 5)).astype(np.uint8)
-    return networks, Batch(images, labels)
 
 
 def count(networks, split, step_sizes=STEP_SIZES, **options):
@@ -79,20 +42,6 @@ def count(networks, split, step_sizes=STEP_SIZES, **options):
         num_iterations=NUM_ITERATIONS,
         **{"batch_size": 2, "spec": SPEC} | options,
     )
-
-
-def softmax(logits):
-    """Over the last axis."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
-def count_image(label, y):
-    """Confusion matrix [truth, prediction] of one image; void left out."""
-    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    valid = label < NUM_CLASSES
-    np.add.at(confusion, (label[valid], y.argmax(axis=-1)[valid]), 1)
-    return confusion
 
 
 def count_by_loop(networks, split, stop=0.0, count_stopped=True):

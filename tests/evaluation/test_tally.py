@@ -12,8 +12,7 @@ from iterinf.evaluation.tally import (
     tally_image,
     unpack,
 )
-from tests.ops.test_boundaries import compute_by_scipy
-from tests.ops.test_components import count_by_scipy
+from tests.fixtures.by_scipy import compute_by_scipy, count_by_scipy
 
 K = 4
 SPEC = Spec(K, 0.06, details=True)

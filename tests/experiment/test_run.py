@@ -277,7 +277,7 @@ def test_data_are_checked_before_anything_is_trained(tmp_path, monkeypatch):
 
 CANNOT_BE_BUILT = [
     ("refiner.dae_y.name", "dea", "unknown refiner 'dea'; known: .*dae"),
-    ("refiner.dae_y.model.decoder", "up", "decoder 'up' is unknown"),
+    ("refiner.dae_y.model.decoder", "up", "unknown decoder 'up'"),
     ("refiner.dae_y.objective.start", "z", "unknown start 'z'"),
     ("refiner.dae_y.objective.constraint", "clap", "unknown constraint 'clap'"),
     ("segmenter.fine_tuning.optimizer.name", "adamm", "optimizer 'adamm'"),

@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from iterinf.ops.boundaries import (
     compute_boundary_f1,
     find_boundaries,
     locate_boundaries,
 )
-
-CROSS = ndimage.generate_binary_structure(2, 1)
+from tests.fixtures.by_scipy import compute_by_scipy
 
 
 def draw_maps(rng, size, k, noise):
@@ -27,32 +25,6 @@ def draw_maps(rng, size, k, noise):
     label = np.where(rng.random(size) < 0.1, k + 3, truth)
     label[:4, :3] = 255
     return label.astype(np.uint8), prediction.astype(np.uint8)
-
-
-def find_boundaries_by_scipy(labels, valid, k):
-    """[k h w]: pixels of a class that a 4-neighbour of another class touches."""
-    masks = [(labels == c) & valid for c in range(k)]
-    return np.stack(
-        [m & ndimage.binary_dilation(valid & ~m, structure=CROSS) for m in masks]
-    )
-
-
-def compute_by_scipy(label, prediction, k, radius):
-    valid = label < k
-    truth = find_boundaries_by_scipy(label, valid, k)
-    found = find_boundaries_by_scipy(prediction, valid, k)
-    scores = []
-    for b, p in zip(truth, found, strict=True):
-        if not b.any():
-            continue
-        if not p.any():
-            scores.append(0.0)
-            continue
-        recall = (ndimage.distance_transform_edt(~p)[b] <= radius).mean()
-        precision = (ndimage.distance_transform_edt(~b)[p] <= radius).mean()
-        total = precision + recall
-        scores.append(2 * precision * recall / total if total else 0.0)
-    return np.mean(scores) if scores else np.nan
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

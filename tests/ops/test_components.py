@@ -7,12 +7,7 @@ import pytest
 from scipy import ndimage
 
 from iterinf.ops.components import count_components
-
-
-def count_by_scipy(labels, valid):
-    return sum(
-        ndimage.label((labels == c) & valid)[1] for c in np.unique(labels[valid])
-    )
+from tests.fixtures.by_scipy import count_by_scipy
 
 
 def draw_spiral(size):

@@ -17,51 +17,9 @@ from iterinf.ops.permutohedral import (
 )
 from iterinf.refiners import functional as crf
 from iterinf.refiners.dense_crf import make_features
+from tests.fixtures.scenes import infer_in_numpy, make_scene
 
 pytestmark = pytest.mark.slow
-
-SIZE = (12, 15)
-
-
-def make_scene(rng, size=SIZE, k=3):
-    """A noisy softmax, of blocks, and an image in whose colours the blocks show."""
-    height, width = size
-    blocks = rng.integers(k, size=(-(-height // 5), -(-width // 5)))
-    truth = np.kron(blocks, np.ones((5, 5), int))[:height, :width]
-    logits = 2 * np.eye(k)[truth] + rng.normal(size=(*size, k))
-    y = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    colors = rng.integers(40, 200, size=(k, 3))
-    image = np.clip(colors[truth] + rng.normal(size=(*size, 3)) * 12, 0, 255)
-    return y.astype(np.float32), image.astype(np.uint8)
-
-
-def softmax(x):
-    x = np.exp(x - x.max(axis=-1, keepdims=True))
-    return x / x.sum(axis=-1, keepdims=True)
-
-
-def infer_in_numpy(y, image, weights, num_iterations, widths=(3, 80, 13), lowest=1e-5):
-    """Kraehenbuehl & Koltun 2011, algorithm 1, by matrices of all pairs of pixels."""
-    height, width, k = y.shape
-    places = np.indices((height, width)).reshape(2, -1).T
-    colors = image.reshape(-1, 3).astype(float)
-    kernels = []
-    for features in (
-        places / widths[0],
-        np.concatenate([places / widths[1], colors / widths[2]], axis=1),
-    ):
-        squares = np.square(features[:, None] - features[None]).sum(axis=-1)
-        kernel = np.exp(-squares / 2)
-        norm = 1 / np.sqrt(kernel.sum(axis=1))
-        kernels.append(norm[:, None] * kernel * norm)
-    unary = np.log(np.clip(y.reshape(-1, k).astype(float), lowest, 1))
-    q = softmax(unary)
-    for _ in range(num_iterations):
-        messages = [
-            kernel @ q @ w.T for kernel, w in zip(kernels, weights, strict=True)
-        ]
-        q = softmax(unary + sum(messages))
-    return q.reshape(y.shape)
 
 
 @pytest.mark.parametrize("num_iterations", [1, 5])

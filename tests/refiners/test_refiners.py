@@ -3,7 +3,6 @@
 import functools
 import math
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -250,41 +249,6 @@ def test_skip_connections_add_the_pooled_maps(rng):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_features_are_dropped_whole_and_in_training_alone(rng):
-    refiner = create_small(feature_dropout=0.5)
-    candidate = make_candidate(rng, (16, 16), batch=64)
-    variables = init(refiner, candidate)
-    condition = functools.partial(
-        refiner.apply, variables, candidate, method="condition"
-    )
-    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
-        jax.eval_shape(functools.partial(condition, train=True))
-    whole = np.asarray(jax.jit(condition)().contributions["pool2"])
-    key = jax.random.key(0)
-    dropped = jax.jit(functools.partial(condition, train=True, rngs={"dropout": key}))()
-    dropped = np.asarray(dropped.contributions["pool2"])
-    kept = np.any(dropped != 0, axis=(1, 2, 3))
-    assert 16 < kept.sum() < 48
-    np.testing.assert_allclose(dropped[kept], 2 * whole[kept], rtol=1e-4, atol=1e-5)
-
-
-def test_all_features_of_an_image_are_dropped_together(rng):
-    refiner = create_small(feature_dropout=0.5, features=("input", "pool1", "pool2"))
-    candidate = make_candidate(rng, (16, 16), batch=32)
-    variables = init(refiner, candidate)
-    condition = refiner.apply(
-        variables,
-        candidate,
-        method="condition",
-        train=True,
-        rngs={"dropout": jax.random.key(0)},
-    )
-    kept = [np.any(c != 0, axis=(1, 2, 3)) for c in condition.contributions.values()]
-    assert 0 < kept[0].sum() < 32
-    np.testing.assert_array_equal(kept[1], kept[0])
-    np.testing.assert_array_equal(kept[2], kept[0])
-
-
 def test_tied_switches_paint_every_equal_maximum(rng):
     """Of a constant y every position ties: painted by all, it stays constant inside."""
     options = {"widths": (4,), "features": (), "relu_decoder": False}
@@ -316,11 +280,6 @@ def test_noisy_switches_are_a_pure_function_of_an_image(rng):
     difference = np.abs(apply(variables, moved)[0] - noisy[0])[8:, 8:].max()
     assert difference > 1e-3  # other noise everywhere, not near the change alone
     np.testing.assert_array_equal(apply(variables, moved)[1:], noisy[1:])
-
-
-def test_unknown_switches():
-    with pytest.raises(UserError, match="switches 'last' are unknown; known: 'first'"):
-        create_small(switches="last")
 
 
 def find_centroid(response):
@@ -385,9 +344,13 @@ def test_an_unknown_option_is_named():
         iterinf.create_refiner("dae", num_classes=11, sigma=0.1)
 
 
-def test_an_unknown_decoder_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'linear'.*'unpool', 'transposed'"):
-        iterinf.create_refiner("dae", num_classes=11, decoder="linear")
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [("decoder", "unpool, transposed"), ("switches", "first, tied")],
+)
+def test_an_unknown_choice_is_answered_with_the_known_ones(option, known):
+    with pytest.raises(UserError, match=f"{option} 'other'; known: {known}"):
+        create_small(**{option: "other"})
 
 
 @pytest.mark.parametrize("feature", ["pool9", "pool3", "pool4"])

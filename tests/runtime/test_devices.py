@@ -168,12 +168,12 @@ ON_FOUR_DEVICES = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from iterinf.runtime.devices import shard, replicate_outputs, use_all_devices
-from iterinf.refiners.dense_crf import compute_unary, make_condition, update
+from iterinf.refiners.dense_crf import make_condition, update
 
 assert jax.device_count() == 4
 
 def compute_update(y, image):
-    condition = make_condition(compute_unary(y), image, 3.0, 10.0, 13.0)
+    condition = make_condition(jnp.log(y), image, 3.0, 10.0, 13.0)
     return jax.nn.softmax(update(y, condition, 3.0, 10.0))
 
 @jax.jit

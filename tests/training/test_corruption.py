@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iterinf.errors import UserError
 from iterinf.training.corruption import corrupt
 
 Y = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(4), (1, 250, 100)), "f")
@@ -47,8 +46,3 @@ def test_constraints():
         exponentials / exponentials.sum(axis=-1, keepdims=True),
         atol=1e-6,
     )
-
-
-def test_an_unknown_constraint_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match="'simplex'; known: none, clip, softmax"):
-        corrupt(jax.random.key(0), Y, sigma=0.1, constraint="simplex")

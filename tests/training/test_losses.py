@@ -10,7 +10,6 @@ from iterinf.training.losses import (
     LossSum,
     compute_cross_entropy,
     compute_reconstruction_loss,
-    encode_labels,
 )
 
 LABELS = jnp.array([[[0, 1, 2], [3, 2, 1], [0, 3, 3]]])  # 3 classes: 3 is void
@@ -34,12 +33,6 @@ def compute_by_hand(r, labels, squared_error=1.0, cross_entropy=1.0):
             total -= cross_entropy * np.log(p[label])
             count += 1
     return total, count
-
-
-def test_encoding_leaves_void_at_zero():
-    encoded = encode_labels(LABELS, 3)
-    np.testing.assert_array_equal(encoded.sum(axis=-1)[0], VALID)
-    np.testing.assert_array_equal(encoded.argmax(axis=-1)[0][VALID], LABELS[0][VALID])
 
 
 @pytest.mark.parametrize(

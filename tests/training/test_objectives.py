@@ -44,7 +44,7 @@ class Echo(Refiner):
     def setup(self):
         self.scale = self.param("scale", nn.initializers.ones, ())
 
-    def condition(self, candidate, *, train=False):
+    def condition(self, candidate):
         return candidate.features["input"]
 
     def compute_logits(self, y, condition):
@@ -169,7 +169,7 @@ def test_noise_has_its_sigma_and_its_key(batch, variables):
         def setup(self):
             self.scale = self.param("scale", nn.initializers.zeros, ())
 
-        def condition(self, candidate, *, train=False):
+        def condition(self, candidate):
             del candidate
 
         def compute_logits(self, y, condition):
@@ -224,13 +224,17 @@ def test_numbers_of_a_refiner_are_replaced(variables):
     )
     assert networks["refiner"]["params"]["width"] == 3
     for name in ("kernel", "weight"):
-        with pytest.raises(UserError, match=f"'{name}'; this refiner's numbers: width"):
+        with pytest.raises(UserError, match=f"'{name}'; known: width"):
             set_scalars(networks, {name: 1.0})
 
 
-def test_an_unknown_start_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match="'truth'.*'y', 'y_true'"):
-        make_refiner_loss(Segmenter(), Echo(), start="truth", sigma=0.1)
+@pytest.mark.parametrize(
+    ("option", "known"), [("start", "y, y_true"), ("constraint", "none, clip, softmax")]
+)
+def test_an_unknown_choice_is_answered_with_the_known_ones(option, known):
+    options = {"start": "y", "sigma": 0.1} | {option: "other"}
+    with pytest.raises(UserError, match=f"{option} 'other'; known: {known}"):
+        make_refiner_loss(Segmenter(), Echo(), **options)
 
 
 def test_recycling_takes_the_loss_at_its_own_iterates(batch, variables):
