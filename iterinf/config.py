@@ -4,15 +4,14 @@ Configs are plain nested dicts here, as in config.json; `list_trained` also take
 ConfigDict.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from iterinf.errors import UserError
-from iterinf.types import MONITORS
+from iterinf.types import METRICS, MONITORS
 
 UNBOUND = (  # affect no result, so they may change in a workdir that has results
     "refiners",
@@ -34,124 +33,108 @@ UNBOUND = (  # affect no result, so they may change in a workdir that has result
 )
 
 
-class _Rule(NamedTuple):
-    """A condition on a value, and its description for the error message."""
-
-    holds: Callable[[Any], bool]
-    expected: str
-
-
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and math.isfinite(value)
 
 
-def _is_count(value: Any, *, least: int) -> bool:
-    return _is_number(value) and isinstance(value, int) and value >= least
+def _is_integer(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int)
 
 
-def _are_numbers(values: Any) -> bool:
-    """Whether this is a nonempty list of numbers."""
-    return isinstance(values, list) and bool(values) and all(map(_is_number, values))
-
-
-def _are_positive(values: Any) -> bool:
-    """Whether this is a nonempty list of positive numbers."""
-    return _are_numbers(values) and min(values) > 0
-
-
-def _is_size(value: Any) -> bool:
-    """Whether this is a crop size; None means the whole image."""
-    if value is None:
-        return True
-    is_pair = isinstance(value, list) and len(value) == 2
-    return is_pair and all(_is_count(length, least=1) for length in value)
-
-
-def _to_list(value: Any) -> Any:
+def _to_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_one_of(*known: str) -> _Rule:
-    return _Rule(lambda value: value in known, f"one of {', '.join(known)}")
+def _are_numbers(value: Any) -> bool:
+    """Whether this is a number or a nonempty list of numbers."""
+    return value != [] and all(map(_is_number, _to_list(value)))
 
 
-_COUNT = _Rule(functools.partial(_is_count, least=1), "an integer >= 1")
-_COUNT_OR_ZERO = _Rule(functools.partial(_is_count, least=0), "an integer >= 0")
-_NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and value >= 0, "a number >= 0")
-_SHARE = _Rule(
-    lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"
-)
-_UP_TO_ONE = _Rule(
-    lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"
-)
-_BELOW_ONE = _Rule(
-    lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"
-)
-_WIDTH = _Rule(lambda value: _are_positive(_to_list(value)), "a number > 0")
+def _are_positive(value: Any) -> bool:
+    return _are_numbers(value) and min(_to_list(value)) > 0
+
+
+def _is_size(value: Any) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(_is_integer(length) and length >= 1 for length in value)
+
+
 # float16 is for inference only: without loss scaling its gradients underflow.
 _TRAINING_DTYPES = ("float32", "bfloat16")
 _DTYPES = (*_TRAINING_DTYPES, "float16")
 
-# Last part of a key -> the rule for its value.
-_RULES: dict[str, _Rule] = {
-    "crop_size": _Rule(_is_size, "(height, width) or None"),
-    "dtype": _is_one_of(*_TRAINING_DTYPES),
-    "sweep_dtype": _Rule(
-        lambda value: value in (None, *_DTYPES),
-        f"None or one of {', '.join(_DTYPES)}",
+# What is expected, whether a value x is that, and the last parts of the keys.
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "an integer >= 1",
+        lambda x: _is_integer(x) and x >= 1,
+        "batch_size num_epochs num_iterations num_resamples patience",
     ),
-    "sweep_batch_size": _Rule(
-        lambda value: value is None or _is_count(value, least=1),
+    (
         "an integer >= 1 or None",
+        lambda x: x is None or _is_integer(x) and x >= 1,
+        "sweep_batch_size",
     ),
-    "monitor": _is_one_of(*MONITORS),
-    "metric": _is_one_of("mean_iou", "boundary_f1"),
-    "boundary_tolerance": _Rule(
-        lambda value: _is_number(value) and 0 <= value <= 0.05, "a number in [0, 0.05]"
+    (
+        "an integer >= 0",
+        lambda x: _is_integer(x) and x >= 0,
+        "num_recycles trace_steps num_images num_threads",
     ),
-    "class_weights": _is_one_of("none", "median_frequency"),
-    "seed": _Rule(
-        lambda value: _is_count(value, least=0) and value < 2**32,
-        "an integer in [0, 2^32)",
+    ("an integer in [0, 2^32)", lambda x: _is_integer(x) and 0 <= x < 2**32, "seed"),
+    (
+        "a number >= 0",
+        lambda x: _is_number(x) and x >= 0,
+        "learning_rate weight_decay sigma jitter stop checkpoint_seconds "
+        "squared_error cross_entropy proposal_cross_entropy switch_noise",
     ),
-    "batch_size": _COUNT,
-    "num_epochs": _COUNT,
-    "num_iterations": _COUNT,
-    "num_resamples": _COUNT,
-    "patience": _COUNT,
-    "num_recycles": _COUNT_OR_ZERO,
-    "trace_steps": _COUNT_OR_ZERO,
-    "num_images": _COUNT_OR_ZERO,
-    "num_threads": _COUNT_OR_ZERO,
-    "learning_rate": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "sigma": _NOT_NEGATIVE,
-    "jitter": _NOT_NEGATIVE,
-    "stop": _NOT_NEGATIVE,
-    "checkpoint_seconds": _NOT_NEGATIVE,
-    "squared_error": _NOT_NEGATIVE,
-    "cross_entropy": _NOT_NEGATIVE,
-    "proposal_cross_entropy": _NOT_NEGATIVE,
-    "switch_noise": _NOT_NEGATIVE,
-    "decay_per_epoch": _UP_TO_ONE,
-    "recycle_step_size": _UP_TO_ONE,
-    "ema_decay": _BELOW_ONE,
-    "dropout": _BELOW_ONE,
-    "step_sizes": _Rule(_are_positive, "a nonempty list of numbers > 0"),
-    "damped_step_sizes": _Rule(
-        lambda value: not value or _are_positive(value), "a list of numbers > 0"
+    (
+        "a number in (0, 1]",
+        lambda x: _is_number(x) and 0 < x <= 1,
+        "decay_per_epoch recycle_step_size",
     ),
-    "spatial_width": _WIDTH,
-    "bilateral_width": _WIDTH,
-    "color_width": _Rule(
-        lambda value: _are_numbers(_to_list(value)) and min(_to_list(value)) >= 1,
-        "a number >= 1 (of 255 levels)",
+    (
+        "a number in [0, 1)",
+        lambda x: _is_number(x) and 0 <= x < 1,
+        "ema_decay dropout",
     ),
-    "flip_probability": _SHARE,
-    "self_conditioning": _SHARE,
-    "unpool_fill": _SHARE,
-}
+    (
+        "a number in [0, 1]",
+        lambda x: _is_number(x) and 0 <= x <= 1,
+        "flip_probability self_conditioning unpool_fill",
+    ),
+    (
+        "a number in [0, 0.05]",
+        lambda x: _is_number(x) and 0 <= x <= 0.05,
+        "boundary_tolerance",
+    ),
+    (
+        "a nonempty list of numbers > 0",
+        lambda x: isinstance(x, list) and _are_positive(x),
+        "step_sizes",
+    ),
+    (
+        "a list of numbers > 0",
+        lambda x: x == [] or isinstance(x, list) and _are_positive(x),
+        "damped_step_sizes",
+    ),
+    ("numbers > 0", _are_positive, "spatial_width bilateral_width"),
+    (
+        "numbers >= 1 (of 255 levels)",
+        lambda x: _are_numbers(x) and min(_to_list(x)) >= 1,
+        "color_width",
+    ),
+    ("(height, width) or None", lambda x: x is None or _is_size(x), "crop_size"),
+    (f"one of {_TRAINING_DTYPES}", lambda x: x in _TRAINING_DTYPES, "dtype"),
+    (f"None or one of {_DTYPES}", lambda x: x in (None, *_DTYPES), "sweep_dtype"),
+    (f"one of {MONITORS}", lambda x: x in MONITORS, "monitor"),
+    (f"one of {METRICS}", lambda x: x in METRICS, "metric"),
+    (
+        "'none' or 'median_frequency'",
+        lambda x: x in ("none", "median_frequency"),
+        "class_weights",
+    ),
+)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -164,12 +147,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if key.endswith("fine_tuning.num_epochs") and value == 0:
             continue  # no such phase
         if ".selection.parameters." in key and not _are_numbers(value):
-            raise UserError(
-                f"config.{key} is {value!r}, expected a nonempty list of numbers"
-            )
-        rule = _RULES.get(key.rpartition(".")[-1])
-        if rule and not rule.holds(value):
-            raise UserError(f"config.{key} is {value!r}, expected {rule.expected}")
+            raise UserError(f"config.{key} is {value!r}, expected numbers")
+        for expected, holds, names in _RULES:
+            if key.rpartition(".")[-1] in names.split() and not holds(value):
+                raise UserError(f"config.{key} is {value!r}, expected {expected}")
     name, keys = settings["segmenter"]["name"], settings["segmenter"].keys()
     if (name == "precomputed") != ("outputs" in keys):
         raise UserError(

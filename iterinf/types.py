@@ -7,7 +7,8 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 Size = tuple[Any, Any]  # height, width: int, or symbolic during export
-MONITORS = ("validation/loss", "validation/mean_iou")  # validation metrics
+MONITORS = ("validation/loss", "validation/mean_iou")  # in training, of validation
+METRICS = ("mean_iou", "boundary_f1")  # criteria of the choice on validation
 
 
 class Batch(NamedTuple):

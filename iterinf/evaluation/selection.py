@@ -12,8 +12,6 @@ from iterinf.evaluation.tally import Tally
 from iterinf.ops.metrics import compute_mean_iou
 from iterinf.types import Selection
 
-METRICS = ("mean_iou", "boundary_f1")  # selection criteria
-
 
 class Curves(NamedTuple):
     """Measures of a split after t + 1 iterations with every step size; fractions."""

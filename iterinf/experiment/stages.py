@@ -215,8 +215,9 @@ class Experiment:
     def _train_segmenter(self) -> Variables:
         if not has_results(self.workdir):
             self.check_data()
-        trained = "training" in self.config.segmenter
-        variables: Variables = {"params": self._fit_segmenter()} if trained else {}
+        variables: Variables = {}
+        if "training" in self.config.segmenter:
+            variables["params"] = self._fit_segmenter()
         if getattr(self.segmenter, "statistics", "") == "running":
             variables["statistics"] = self._estimate_statistics(variables)
         if not has_summary(self.workdir):
@@ -323,8 +324,7 @@ class Experiment:
         return segmenter, refiner, networks
 
     def _train_refiner(self, name: str, frozen: Networks) -> Params:
-        settings = self.config.refiner[name]
-        refiner = self.create_refiner(name)
+        settings, refiner = self.config.refiner[name], self.create_refiner(name)
         candidate = self._make_candidate(frozen["segmenter"], settings)
         params = {"refiner": self._trainer.initialise(refiner, candidate)}
         if "training" not in settings:
@@ -341,10 +341,7 @@ class Experiment:
             show_progress=self.config.progress,
         )
         objective = settings.objective
-        weights = {
-            "squared_error": objective.squared_error,
-            "cross_entropy": objective.cross_entropy,
-        }
+        weights = {k: objective[k] for k in ("squared_error", "cross_entropy")}
         return dataclasses.replace(self._trainer, open_frames=open_frames).fit(
             params,
             make_refiner_loss(self.segmenter, refiner, **objective),

@@ -204,9 +204,7 @@ def _find_neighbors(
     remainders = scatter(jnp.repeat(jnp.arange(v, dtype=jnp.int32), n))
     ends = number[:, -1] + 1
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
-    one = jnp.ones_like(offsets, jnp.uint32)
-    words = zip(shift_word(one, offsets - 32), shift_word(one, offsets), strict=True)
-    units = [Codes(*pair) for pair in words]
+    units = _make_units(offsets)
     zero = Codes(jnp.uint32(0), jnp.uint32(0))
     everywhere = sum(units, zero)
     longest = jnp.max(ends - starts)
@@ -249,6 +247,13 @@ def _find_neighbors(
     return jax.lax.platform_dependent(
         cpu=partial(find_in_chunks, min(m, _CHUNK)), default=partial(find_in_chunks, m)
     )
+
+
+def _make_units(offsets: Int[Array, " d"]) -> list[Codes]:
+    """Makes the codes of one cell along each coordinate."""
+    one = jnp.ones_like(offsets, jnp.uint32)
+    words = zip(shift_word(one, offsets - 32), shift_word(one, offsets), strict=True)
+    return [Codes(*pair) for pair in words]
 
 
 def _group_entries(

@@ -138,10 +138,9 @@ def make_refiner_loss(
         noise_key = jax.random.split(key)[0]  # split, so that seeds keep their noise
         networks = combine(params, frozen)
         segmenter_logits, features = _segment(segmenter, networks["segmenter"], batch)
-        y = nn.softmax(segmenter_logits)
-        candidate = Candidate(y, features, batch.image)
+        candidate = Candidate(nn.softmax(segmenter_logits), features, batch.image)
         if start == "y_true":
-            truth = jax.nn.one_hot(batch.label, y.shape[-1])
+            truth = jax.nn.one_hot(batch.label, candidate.y.shape[-1])
             candidate = candidate._replace(y=truth)
         noisy = corrupt(noise_key, candidate.y, sigma=sigma, constraint=constraint)
         condition = refiner.apply(
@@ -158,10 +157,7 @@ def make_refiner_loss(
         )
         losses, y = [], noisy
         if self_conditioning:
-            share_key, step_key = jax.random.split(jax.random.fold_in(key, 2))
-            shape = (y.shape[0], 1, 1, 1)
-            moved = jax.random.bernoulli(share_key, self_conditioning, shape)
-            step = moved * jax.random.uniform(step_key, shape)
+            step = _draw_steps(jax.random.fold_in(key, 2), self_conditioning, len(y))
             y = _move(y, reconstruct(y), step)
         for _ in range(num_recycles + 1):
             logits = reconstruct(y)
@@ -180,6 +176,14 @@ def make_refiner_loss(
         return loss._replace(total=loss.total + proposal_cross_entropy * other.total)
 
     return compute_loss
+
+
+def _draw_steps(key: Array, share: float, batch_size: int) -> Float[Array, "b 1 1 1"]:
+    """Draws step sizes from U(0, 1) for a share of the images, and 0 for the others."""
+    share_key, step_key = jax.random.split(key)
+    shape = (batch_size, 1, 1, 1)
+    moved = jax.random.bernoulli(share_key, share, shape)
+    return moved * jax.random.uniform(step_key, shape)
 
 
 def _move(

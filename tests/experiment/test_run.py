@@ -180,6 +180,7 @@ def test_batch_statistics_give_one_network_to_all_rows_and_images(tmp_path):
     config.segmenter.model.update(
         blocks=(1,), bottleneck=1, growth_rate=3, first_channels=4, statistics="batch"
     )
+    config.segmenter.fine_tuning.num_epochs = 0
     config.segmenter.training.update(batch_size=4, crop_size=(32, 32), num_epochs=1)
     config.refiners = ("dae_y",)
     config.refiner.dae_y.model.update(widths=(4, 6), features=("pool1",))

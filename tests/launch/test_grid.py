@@ -346,7 +346,7 @@ def test_values_of_all_kinds_reach_the_run_after_one_that_fails(tmp_path):
     done = launch(tmp_path / "runs", path, *flags)
     assert done.returncode == 1 != UNFINISHED
     assert "iterinf: unknown data set 'camvids'" in done.stderr
-    assert "failed: dataset.name=camvids; call again to go on" in done.stdout, done
+    assert "failed: dataset.name=camvids; the same command resumes" in done.stdout, done
     _, run = expand_grid(path)
     assert run.setting == setting
     assert len(run.name) == 200

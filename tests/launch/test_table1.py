@@ -120,7 +120,7 @@ def launch(workdir, *arguments):
 def test_out_of_time_it_saves_and_goes_on_in_parts(finished, tmp_path):
     done = launch(tmp_path, "--minutes=0.08")
     assert done.returncode == UNFINISHED, done.stderr
-    assert "unfinished: tiny; call again to go on" in done.stdout
+    assert "unfinished: tiny; the same command resumes" in done.stdout
     assert not (tmp_path / "tiny" / "results").exists()
     config = tiny.get_config()
     config.refiners = ("dae_y",)

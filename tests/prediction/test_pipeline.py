@@ -144,6 +144,18 @@ def test_computes_in_the_dtype_of_the_choices(folder):
     assert pipeline.segmenter.dtype == pipeline.refiner.dtype == jnp.bfloat16
 
 
+def test_removed_options_of_an_earlier_version_are_read_at_their_defaults(folder):
+    expected = read_pipeline(folder).refiner
+    refiners = json.loads((folder / "config.json").read_text())["refiner"]
+    refiners["dae_y"]["model"]["feature_dropout"] = 0.0
+    change_json(folder / "config.json", refiner=refiners)
+    assert read_pipeline(folder).refiner == expected
+    refiners["dae_y"]["model"]["feature_dropout"] = 0.5
+    change_json(folder / "config.json", refiner=refiners)
+    with pytest.raises(UserError, match="feature_dropout"):
+        read_pipeline(folder)
+
+
 def test_labels_that_depend_on_a_batch_are_refused(folder):
     segmenter = json.loads((folder / "config.json").read_text())["segmenter"]
     segmenter |= {"name": "fc_densenet56", "model": {"statistics": "batch"}}

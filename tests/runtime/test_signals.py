@@ -31,9 +31,8 @@ def draw_moments():
         (terminate, "tqdm.tqdm.update", draw(1, 5), "training DAE(y_true)"),
         # 2 batches in a sweep; then 2 of the control.
         (kill, "iterinf.evaluation.sweep._advance_bar", draw(1, 3), ""),
-        (terminate, "iterinf.evaluation.sweep._advance_bar", draw(1, 3), ""),
         (interrupt, "tqdm.tqdm.update", draw(1, 5), "training DAE(y):"),
-        (kill, "iterinf.experiment.modes.evaluate", 1, "'dae_y'"),
+        (terminate, "iterinf.experiment.modes.evaluate", 1, "'dae_y'"),
         (kill, "os.replace", draw(1, 4), "/results/table"),
     ]
 
