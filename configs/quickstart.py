@@ -1,7 +1,7 @@
 """The whole experiment on the embedded street scenes, in minutes on two CPU cores.
 
 Differences from configs/base.py: scenes of 96x128, crops of 64, an FCN-8 of 5/32 of the
-width with 'same' padding, 8 of the CRF's 36 combinations, and no CRF-RNN. The DAEs have
+width with 'same' padding, 4 of the CRF's 36 combinations, and no CRF-RNN. The DAEs have
 five levels, read the image and all pools up to pool4 (section 2.2: "either the input x
 or some features h"), have skip connections, a linear decoder and unpooling that fills
 its windows, start as the identity, are anchored to the first y (docs/method.md), are
@@ -42,15 +42,19 @@ def get_config():
             anchored=True,
         )
         refiner.training.update(
-            crop_size=(64, 64), num_epochs=52, patience=8, inputs="frames"
+            crop_size=(64, 64), num_epochs=52, patience=20, inputs="frames"
         )
         refiner.training.optimizer = base.create_adam(2e-3, 0.93, weight_decay=1e-4)
+    config.refiner.dae_ytrue.training.patience = 8  # its validation loss only rises
     config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_no_y", "dae_y")
     config.refiner.context_module.training.update(
         crop_size=(64, 64), num_epochs=12, patience=4, inputs="frames"
     )
     config.refiner.dense_crf.selection.parameters.update(
-        bilateral_width=(3.0, 80.0), color_width=(13.0,), bilateral_weight=(3.0, 10.0)
+        spatial_weight=(1.0,),
+        bilateral_width=(3.0, 80.0),
+        color_width=(13.0,),
+        bilateral_weight=(3.0, 10.0),
     )
     config.evaluation.update(batch_size=10, sweep_batch_size=10)
     return config
