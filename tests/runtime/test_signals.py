@@ -93,7 +93,7 @@ def read_parameters(workdir):
 def test_killed_and_resumed_it_ends_the_same(finished, tmp_path):
     workdir, killed = tmp_path / "whole", tmp_path / "killed"
     shutil.copytree(finished, workdir)
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.jax_compilation_cache_dir or tmp_path / "cache"
     for number, *moment in draw_moments():
         done = run_driver(killed, cache, int(number), *moment)
         expected = {signal.SIGTERM: 0, signal.SIGINT: 130}.get(number, -number)
