@@ -13,6 +13,20 @@ from ml_collections import ConfigDict
 from iterinf.errors import UserError
 from iterinf.types import METRICS, MONITORS
 
+# Options of later versions, or removed ones: the value that a config without them has.
+IMPLIED = {
+    "anchored": False,
+    "feature_dropout": 0.0,
+    "full_size_skip": False,
+    "inputs": "crops",
+    "learn_widths": False,
+    "metric": "mean_iou",
+    "num_recycles": 0,
+    "reads_y": True,
+    "recycle_step_size": 0.5,
+    "self_conditioning": 0.0,
+    "unpool_fill": 0.0,
+}
 UNBOUND = (  # affect no result, so they may change in a workdir that has results
     "refiners",
     "progress",
@@ -138,7 +152,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Checks the config values that no constructor checks.
+    """Checks the config values that are not checked elsewhere.
 
     Raises:
       UserError: If a value is invalid; names the first such key.
@@ -146,8 +160,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for key, value in flatten(settings).items():
         if key.endswith("fine_tuning.num_epochs") and value == 0:
             continue  # no such phase
-        if ".selection.parameters." in key and not _are_numbers(value):
-            raise UserError(f"config.{key} is {value!r}, expected numbers")
+        is_grid = isinstance(value, list) and _are_numbers(value)
+        if ".selection.parameters." in key and not is_grid:
+            raise UserError(
+                f"config.{key} is {value!r}, expected a nonempty list of numbers"
+            )
         for expected, holds, names in _RULES:
             if key.rpartition(".")[-1] in names.split() and not holds(value):
                 raise UserError(f"config.{key} is {value!r}, expected {expected}")

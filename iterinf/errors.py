@@ -10,6 +10,11 @@ class UserError(ValueError):
     """
 
 
+def summarise(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its name if there is none."""
+    return (str(error) or repr(error)).splitlines()[0]
+
+
 def check_known(what: str, name: str, known: Collection[str]) -> None:
     """Raises UserError if a name is not among the known ones."""
     if name not in known:

@@ -1,6 +1,6 @@
 """The files of a workdir: each is written and read here.
 
-    config.json, data.json    the config, and what tells the data apart
+    config.json, data.json    the config, and a description of the data
     segmenter/                summary.json, statistics.npz, input.json, test.npz
     refiners/NAME/            sweep.jsonl, curve.npz, selection.json, test.npz
 
@@ -10,7 +10,7 @@ report results/ and report.html, provenance runs.jsonl.
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,22 +18,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from iterinf.config import UNBOUND, depends_on_batches, find_followed, flatten
+from iterinf.config import IMPLIED, UNBOUND, depends_on_batches, find_followed, flatten
 from iterinf.errors import UserError
 from iterinf.runtime.distributed import ask_first
 from iterinf.runtime.files import (
-    append_line,
-    create_folder,
     has_file,
     read_arrays,
+    read_json_lines,
     read_lines,
     write_arrays,
     write_json,
+    write_lines,
 )
 from iterinf.types import Selection
 
 Arrays = dict[str, np.ndarray]
-_REMOVED = {"feature_dropout": 0.0, "learn_widths": False}  # options, their defaults
+_REMOVED = ("feature_dropout", "learn_widths")  # options of earlier versions
 
 
 class Choice(NamedTuple):
@@ -46,7 +46,6 @@ class Choice(NamedTuple):
     damped: Selection | None = None  # of one damped step; None: there are no controls
     followed: Selection | None = None  # of the refiner that this one follows
     metric: str = "mean_iou"
-    initial_mean_iou: float | None = None  # of the segmenter's y on validation
     seconds: float = 0.0  # that the sweeps took
 
 
@@ -65,33 +64,42 @@ def find_refiner(workdir: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Writes config.json; an earlier one must agree in all that shaped results.
+    """Writes config.json; an earlier one must agree in every key that affects results.
 
     Refiners may be added. A refiner may change until its training begins, its grid of
-    step sizes and iterations until the choice is made. Keys that only one config has
-    are compared in options alone: elsewhere another version of the code added them.
+    step sizes and iterations until the choice is made. A key that only one config has
+    stands for its value in `IMPLIED`; others are compared in options alone, since
+    another version of the code added them.
 
     Raises:
       UserError: naming the first key in which they differ.
     """
     path = workdir / "config.json"
     if has_file(path) and has_results(workdir):
-        before, now = flatten(json.loads(path.read_text())), flatten(settings)
+        before, now = flatten(_read_json(path)), flatten(settings)
         unbound = [*UNBOUND, *_list_unbound(workdir, settings["refiner"])]
         if not depends_on_batches(now):
             unbound.append("evaluation.sweep_batch_size")
         prefixes = tuple(f"{prefix}." for prefix in unbound)
+        groups = _list_groups(before) & _list_groups(now)
         for key in sorted(before.keys() | now.keys()):
-            old, new = before.get(key), now.get(key)
+            group, _, name = key.rpartition(".")
+            implied = IMPLIED.get(name) if group in groups else None
+            old, new = before.get(key, implied), now.get(key, implied)
             whose, found, _ = key.partition(".options.")
             owner = f"{whose}.name" if found else key  # options come with a name
-            known = owner in before and owner in now
+            known = owner in before and owner in now or implied is not None
             if old != new and known and not f"{key}.".startswith(prefixes):
                 raise UserError(
                     f"{workdir} holds results with config.{key} = {old!r}, not "
                     f"{new!r}; resume with the same flags, or name another workdir"
                 )
     write_json(path, settings)
+
+
+def _list_groups(settings: Mapping[str, Any]) -> set[str]:
+    """Returns the prefixes of flat keys, e.g. refiner.dae_y.model."""
+    return {key.rpartition(".")[0] for key in settings}
 
 
 def _list_unbound(workdir: pathlib.Path, names: Mapping[str, Any]) -> Iterator[str]:
@@ -131,8 +139,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """
     content = _read_json(workdir / "config.json")
     for refiner in content["refiner"].values():
-        for option, default in _REMOVED.items():
-            if refiner["model"].get(option) == default:
+        for option in _REMOVED:
+            if refiner["model"].get(option) == IMPLIED[option]:
                 del refiner["model"][option]
     return ConfigDict(_freeze(content))
 
@@ -146,8 +154,10 @@ def _freeze(value: Any) -> Any:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; run --mode=evaluate first") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
@@ -216,15 +226,13 @@ def read_statistics(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def append_sweep(workdir: pathlib.Path, name: str, line: Mapping[str, Any]) -> None:
     """Appends to sweep.jsonl what some values of the parameters led to."""
-    folder = find_refiner(workdir, name)
-    create_folder(folder)
-    append_line(folder / "sweep.jsonl", json.dumps(line))
+    path = find_refiner(workdir, name) / "sweep.jsonl"
+    write_lines(path, [*read_lines(path), json.dumps(line)])
 
 
 def read_sweeps(workdir: pathlib.Path, name: str) -> list[dict[str, Any]]:
     """Reads the lines of sweep.jsonl; none if there is no file."""
-    path = find_refiner(workdir, name) / "sweep.jsonl"
-    return [json.loads(line) for line in read_lines(path)]
+    return read_json_lines(find_refiner(workdir, name) / "sweep.jsonl")
 
 
 def has_choice(workdir: pathlib.Path, name: str) -> bool:
@@ -254,8 +262,13 @@ def read_choice(workdir: pathlib.Path, name: str) -> Choice:
     """
     content = _read_json(find_refiner(workdir, name) / "selection.json")
     for key in {"refined", "damped", "followed"} & content.keys():
-        content[key] = Selection(**content[key])
-    return Choice(**content)
+        content[key] = Selection(**_pick(content[key], Selection._fields))
+    return Choice(**_pick(content, Choice._fields))
+
+
+def _pick(content: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Returns the entries with these names; earlier versions had others."""
+    return {name: content[name] for name in names if name in content}
 
 
 def read_followed(
@@ -271,7 +284,12 @@ def read_followed(
     if not followed:
         return None
     found = read_choice(workdir, followed).refined
-    if has_choice(workdir, name) and read_choice(workdir, name).followed != found:
+    if not has_choice(workdir, name):
+        return found
+    known = read_choice(
+        workdir, name
+    ).followed  # without boundary F1 in earlier versions
+    if known is None or known._replace(boundary_f1=found.boundary_f1) != found:
         raise UserError(
             f"{find_refiner(workdir, name) / 'selection.json'} was made with another "
             f"choice of {followed}; remove it to choose again"
@@ -302,15 +320,15 @@ def read_test(folder: pathlib.Path) -> Arrays | None:
 
 def read_epochs(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl of a training phase, a dict per epoch."""
-    return [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def write_input(workdir: pathlib.Path, numbers: Mapping[str, Any]) -> None:
-    """Writes what the segmenter normalises images by."""
+    """Writes the segmenter's input normalisation."""
     write_json(workdir / "segmenter" / "input.json", numbers)
 
 
 def read_input(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Reads what the segmenter normalises images by; None from earlier versions."""
+    """Reads the segmenter's input normalisation; None from earlier versions."""
     path = workdir / "segmenter" / "input.json"
     return _read_json(path) if has_file(path) else None

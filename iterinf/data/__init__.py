@@ -8,7 +8,7 @@ from iterinf.data.dataset import Dataset, Record, Split, describe_dataset
 from iterinf.data.folder import load_folder
 from iterinf.data.streets.scene import load_streets
 from iterinf.data.summary import check_dataset
-from iterinf.errors import UserError
+from iterinf.errors import UserError, check_known
 
 __all__ = [
     "DATASETS",
@@ -38,10 +38,7 @@ def create_dataset(name: str, **options: object) -> Dataset:
       UserError: If the name or an option is unknown, an option is missing, or the
         data are invalid.
     """
-    if name not in DATASETS:
-        raise UserError(
-            f"unknown data set {name!r}, expected one of {', '.join(sorted(DATASETS))}"
-        )
+    check_known("data set", name, DATASETS)
     signature = inspect.signature(DATASETS[name])
     try:
         signature.bind(**options)

@@ -107,17 +107,21 @@ def _list_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     if not listing.is_file():
         raise UserError(f"{listing} (CamVid's list of {split} frames) does not exist")
     # A line has the paths of an image and its label map, below /SegNet/CamVid/.
-    words = [PurePosixPath(word) for word in listing.read_text().split()]
-    if len(words) != 2 * COUNTS[split]:
+    lines = [line.split() for line in listing.read_text().splitlines() if line.strip()]
+    if len(lines) != COUNTS[split] or {len(line) for line in lines} != {2}:
         raise UserError(
-            f"{listing} lists {len(words)} paths, expected {2 * COUNTS[split]} (image "
-            "and label map on each line)"
+            f"{listing} has {len(lines)} lines, expected {COUNTS[split]} with the "
+            "paths of an image and of its label map"
         )
-    paths = [root / word.parent.name / word.name for word in words]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist, but {listing} lists it")
-    return list(zip(paths[::2], paths[1::2], strict=True))
+    pairs = []
+    for line in lines:
+        words = [PurePosixPath(word) for word in line]
+        paths = [root / word.parent.name / word.name for word in words]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{path} does not exist, but {listing} lists it")
+        pairs.append((paths[0], paths[1]))
+    return pairs
 
 
 def _read_record(image_path: Path, label_path: Path) -> Record:

@@ -80,13 +80,15 @@ def read_outputs(path: Path) -> Outputs:
     Raises:
       UserError: If the file is damaged, or has other arrays than listed above.
     """
-    try:
-        if path.suffix == ".npz":
-            outputs = read_arrays(path)
-        else:
+    if path.suffix == ".npz":
+        outputs = read_arrays(path)
+    else:
+        try:
             outputs = {"probabilities": np.load(path, allow_pickle=False)}
-    except Exception as error:  # of many kinds, depending on the damage
-        raise UserError(f"{path} cannot be read as arrays ({error})") from error
+        except Exception as error:  # of many kinds, depending on the damage
+            raise UserError(
+                f"cannot read {path} as an array: it is damaged or holds other objects"
+            ) from error
     if "probabilities" not in outputs or not outputs.keys() <= STRIDES.keys():
         raise UserError(
             f"{path} has arrays {', '.join(sorted(outputs)) or '(none)'}, expected "

@@ -146,7 +146,8 @@ def _open_split(root: Path, info: _ClassInfo, scale: int, cache: bool) -> Split:
         name = unpaired[0]
         raise UserError(
             f"{images.get(name) or labels[name]} has no counterpart, expected "
-            f"{root / 'images' / name}.png (or .jpg) and {root / 'labels' / name}.png"
+            f"{root / 'images' / name}.png (or .jpg) and {root / 'labels' / name}.png "
+            "(JPEG would change the class ids)"
         )
 
     def read(index: int) -> Record:

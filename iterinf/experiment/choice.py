@@ -1,4 +1,4 @@
-"""Validation chooses, test follows: what is done with a refiner once it is trained."""
+"""The choice on validation and the test of trained refiners."""
 
 import json
 import time
@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from iterinf.config import find_followed
+from iterinf.config import IMPLIED, find_followed, flatten
 from iterinf.data import Split
-from iterinf.errors import UserError
 from iterinf.evaluation.label_maps import count_predictions
 from iterinf.evaluation.measures import BOUNDARY_F1, MEAN_IOU, MEASURES, compute_measure
 from iterinf.evaluation.selection import Curves, compute_curves, select
@@ -60,9 +59,6 @@ def choose(experiment: Experiment, name: str) -> Selection:
     The refiner that it follows, if any, is chosen first. A choice that was made before
     is read. sweep.jsonl keeps what each of the parameters' values led to, so that an
     interrupted choice resumes.
-
-    Raises:
-      UserError: If an earlier choice was made by another metric.
     """
     workdir, config = experiment.workdir, experiment.config
     grid = config.refiner[name].selection
@@ -70,13 +66,7 @@ def choose(experiment: Experiment, name: str) -> Selection:
         choose(experiment, before)
     followed = read_followed(workdir, config, name)
     if has_choice(workdir, name):
-        choice = read_choice(workdir, name)
-        if choice.metric != grid.metric:
-            raise UserError(
-                f"refiner {name} of {workdir} was chosen by {choice.metric}, not by "
-                f"{grid.metric}; name another workdir, or the same metric"
-            )
-        return choice.refined
+        return read_choice(workdir, name).refined
     experiment.train_refiner(name)  # not within the time that the sweep takes
     sweeps = _sweep_parameters(experiment, name, followed)
     selections = [
@@ -99,7 +89,6 @@ def choose(experiment: Experiment, name: str) -> Selection:
         damped=damped,
         followed=followed,
         metric=grid.metric,
-        initial_mean_iou=sweep.initial_mean_iou,
         seconds=round(seconds, 1),
     )
     curve = {
@@ -186,7 +175,8 @@ def _sum_settings(refiner: ConfigDict, followed: Selection | None) -> int:
         settings["followed"] = followed._asdict()
     for key in ("parameters", "metric"):
         settings["selection"].pop(key)
-    return _sum(settings)
+    flat = flatten(settings)
+    return _sum({k: v for k, v in flat.items() if v != IMPLIED.get(k.split(".")[-1])})
 
 
 def _sum(content: Mapping[str, Any]) -> int:
@@ -209,7 +199,7 @@ def evaluate_segmenter(experiment: Experiment) -> None:
 
 
 def evaluate(experiment: Experiment, name: str) -> None:
-    """Runs the test split once a choice, which is on disk by now; writes test.npz."""
+    """Evaluates the choice, which is on disk by now, on the test split."""
     folder = find_refiner(experiment.workdir, name)
     selection = choose(experiment, name)
     _, damped, followed, *_ = read_choice(experiment.workdir, name)
@@ -219,6 +209,7 @@ def evaluate(experiment: Experiment, name: str) -> None:
     known = read_test(folder)
     if known and np.array_equal(known["choice"], choice):
         return
+    experiment.train_refiner(name)  # not within the time that the test takes
     started = time.monotonic()
 
     def count(step_sizes, num_iterations, title):

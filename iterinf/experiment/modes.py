@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from iterinf.config import find_followed, list_trained
 from iterinf.data.dataset import stack_records
-from iterinf.errors import UserError
+from iterinf.errors import UserError, check_known
 from iterinf.evaluation.label_maps import refine_labels, segment
 from iterinf.evaluation.tally import unpack
 from iterinf.experiment.choice import choose, evaluate, evaluate_segmenter
@@ -68,18 +68,17 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, command: str) -> N
     """Runs one stage, or all of them.
 
     Args:
-      config: as of configs/base.py.
-      workdir: where results go, and where an interrupted run resumes.
-      mode: one of MODES. A stage runs those before it if their results are missing,
+      config: The config, see configs/base.py.
+      workdir: The folder of the results, from which an interrupted run resumes.
+      mode: One of MODES. A stage runs those before it if their results are missing,
         except `report`, which only reads results, and `predict` and `export`,
         which take all but the config's part of their name from a finished workdir.
-      command: what the user typed, for the report.
+      command: The command line, for the report.
 
     Raises:
-      UserError: for what the user can correct.
+      UserError: If the user can correct the cause.
     """
-    if mode not in MODES:
-        raise UserError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    check_known("mode", mode, MODES)
     if mode == "predict":
         predict_files(workdir, **config.predict, show_progress=config.progress)
         return
@@ -183,7 +182,7 @@ def report(experiment: Experiment) -> None:
 
 
 def _check_results(experiment: Experiment) -> None:
-    """Raises UserError for the first thing that the report would have to make."""
+    """Raises UserError if a result that the report needs is missing."""
     config, workdir = experiment.config, experiment.workdir
     _read_test(workdir / "segmenter")
     for name in config.refiners:
@@ -260,7 +259,7 @@ def _stack_around(experiment: Experiment, position: int) -> tuple[Batch, int]:
 
 
 def _describe_training(experiment: Experiment) -> dict[str, str]:
-    """A line a network: how long it was trained, and what that led to."""
+    """Describes the training and the scores of each network in one line."""
     config, workdir = experiment.config, experiment.workdir
     folder = workdir / "segmenter"
     scores = [
@@ -284,7 +283,7 @@ def _describe_training(experiment: Experiment) -> dict[str, str]:
 
 
 def _list_cut_off(experiment: Experiment) -> list[str]:
-    """A sentence per training that ended by its epochs: it may not have converged."""
+    """Lists the trainings that used all their epochs and may not have converged."""
     sentences = []
     for key, network in list_trained(experiment.config).items():
         folder = experiment.workdir / key.replace("refiner.", "refiners/")
@@ -305,7 +304,7 @@ def _list_cut_off(experiment: Experiment) -> list[str]:
 
 
 def _rank(monitor: str, epoch: dict[str, int | float]) -> float:
-    """Low for good epochs."""
+    """Returns a sort key; lower is better."""
     return epoch[monitor] if monitor.endswith("loss") else -epoch[monitor]
 
 

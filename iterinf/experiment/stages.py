@@ -101,8 +101,8 @@ class Experiment:
         """Opens the data and the workdir.
 
         Raises:
-          UserError: values, names or options that cannot be, no data, or a workdir
-            that holds another config's results.
+          UserError: If a value, name or option is invalid, the data cannot be opened,
+            or the workdir holds results of another config.
         """
         self.config = config
         self.workdir = workdir
@@ -129,7 +129,7 @@ class Experiment:
         keep_settings(workdir, self._settings)
 
     def _check_parts(self) -> None:
-        """Builds all that training will need, so that an error shows at once."""
+        """Builds everything that training needs, so that errors show at once."""
         for key, settings in list_trained(self.config).items():
             for phase in ("training", "fine_tuning"):
                 self._trainer.create_optimizer(settings[phase])
@@ -155,7 +155,7 @@ class Experiment:
           What was counted, by name of the split.
 
         Raises:
-          UserError: naming all that is wrong.
+          UserError: If anything is wrong; names all of it.
         """
         summaries = check_dataset(self.dataset, show_progress=self.config.progress)
         stride = find_stride(self.dataset.train[0].outputs)
@@ -163,10 +163,10 @@ class Experiment:
         return summaries
 
     def check_same_data(self) -> None:
-        """Compares the data to what the workdir's results were made from.
+        """Compares the data with those of the workdir's results.
 
         Raises:
-          UserError: if they differ in classes, names, or the first record of a split.
+          UserError: If they differ in classes, names, or the first record of a split.
         """
         keep_data(self.workdir, describe_dataset(self.dataset))
 
@@ -174,8 +174,8 @@ class Experiment:
         """Builds in shapes the refiners that are still to be trained.
 
         Raises:
-          UserError: if one reads a feature that the segmenter does not give, or lacks a
-            parameter that validation is to choose.
+          UserError: If one reads a feature that the segmenter does not give, or lacks a
+            parameter of its grid.
         """
         names = [
             name
@@ -198,12 +198,12 @@ class Experiment:
             set_scalars({"refiner": shapes}, values)
 
     def create_refiner(self, name: str) -> nn.Module:
-        """The network of a refiner of the config, not trained."""
+        """Returns the network of a refiner of the config, without parameters."""
         num_classes = self.dataset.num_classes
         return build_refiner(self.config, name, self.segmenter, num_classes)
 
     def train_segmenter(self) -> Variables:
-        """Trains the segmenter, or reads it where that is done.
+        """Trains the segmenter, or restores it if it is already trained.
 
         Returns:
           Its best variables.
@@ -251,7 +251,7 @@ class Experiment:
         return self._make_validation(predict, compute_cross_entropy)
 
     def _estimate_statistics(self, variables: Variables) -> Variables:
-        """Over an epoch of the last phase's images; kept in a file."""
+        """Estimates the statistics over an epoch of the last phase, or reads them."""
         statistics = read_statistics(self.workdir)
         if statistics is None:
             settings = self.config.segmenter
@@ -269,7 +269,7 @@ class Experiment:
         return replicate(statistics)
 
     def _summarise(self, variables: Variables) -> dict[str, float]:
-        """How well the segmenter knows its training crops, and validation."""
+        """Computes the segmenter's mean IoU on training crops and on validation."""
         summary = {}
         if "training" in self.config.segmenter:
             score = self._score_training_crops(variables)
@@ -284,7 +284,7 @@ class Experiment:
         return compute_median_frequency_weights(summary.pixels[:, :-1])
 
     def train_refiner(self, name: str) -> Networks:
-        """Trains a refiner, or reads it where that is done.
+        """Trains a refiner, or restores it if it is already trained.
 
         Returns:
           Its variables and those of the segmenter that proposes to it: the frozen one,
@@ -356,7 +356,7 @@ class Experiment:
         )
 
     def _make_candidate(self, variables: Variables, settings: ConfigDict) -> Candidate:
-        """Zeros in the shapes of a proposal for an image as this refiner trains on."""
+        """Returns an initial prediction of zeros for one training image or crop."""
         record = self.dataset.train[0]
         size = settings.training.crop_size if "training" in settings else None
         if size:

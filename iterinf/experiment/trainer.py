@@ -30,16 +30,16 @@ from iterinf.training.optimizer import create_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """What the trainings of an experiment share.
+    """The settings that all trainings of an experiment share.
 
     Attributes:
-      split: of training.
-      seed: of initialisation, of steps, and of the order of images and their crops.
-      num_threads: that read batches ahead.
-      trace_steps: of each phase, see `iterinf.runtime.profiling`.
-      checkpoint_seconds: at least, between checkpoints.
-      open_frames: gives the split of phases whose `inputs` are "frames"; called where
-        such a phase has steps to go.
+      split: The training split.
+      seed: The seed of initialisation, steps, order of images, and crops.
+      num_threads: The number of threads that read batches.
+      trace_steps: The steps to trace in each phase, see `iterinf.runtime.profiling`.
+      checkpoint_seconds: The minimum time between checkpoints.
+      open_frames: A function that returns the split of phases with `inputs` "frames";
+        called if such a phase has steps to go.
     """
 
     split: Split
@@ -72,12 +72,12 @@ class Trainer:
         """Trains in the phases of a network's settings; resumes from checkpoints.
 
         Args:
-          params: before the first step.
-          compute_loss: see `iterinf.training.loop.make_train_step`.
-          validate: params -> metrics.
-          folder: of the network; fine_tuning/ in it is of the second phase.
-          settings: of the network, as of configs/base.py.
-          frozen: handed to `compute_loss`.
+          params: The initial parameters.
+          compute_loss: See `iterinf.training.loop.make_train_step`.
+          validate: A function params -> metrics.
+          folder: The network's folder; fine_tuning/ holds the second phase.
+          settings: The network's part of the config.
+          frozen: The second argument of `compute_loss`.
 
         Returns:
           The best parameters of the last phase.
@@ -143,7 +143,7 @@ class Trainer:
         )
 
     def make_batches(self, training: ConfigDict, first_batch: int) -> ShardedBatches:
-        """A phase's batches from the n-th on, cut over the devices; to be closed."""
+        """Returns a phase's sharded batches from the n-th on, to be closed."""
         split = self.split
         if self.open_frames and reads_frames(training):
             split = self.open_frames()

@@ -66,6 +66,8 @@ def predict_files(
     for key, value in (("images", images), ("output", output)):
         if not value:
             raise UserError(f"--mode=predict needs --config.predict.{key}")
+    if scale is not None and not scale > 0:
+        raise UserError(f"config.predict.scale is {scale}, expected a number > 0")
     if batch_size < 1:
         raise UserError(
             f"config.predict.batch_size is {batch_size}, expected an integer >= 1"

@@ -102,10 +102,10 @@ def build_segmenter(
     if "training" not in config.segmenter or not config.segmenter.init_from:
         return segmenter
     path = config.segmenter.init_from
-    numbers: Mapping[str, Any] = read_input(workdir) or VGG16_INPUT
+    normalisation: Mapping[str, Any] = read_input(workdir) or VGG16_INPUT
     if not has_checkpoint(workdir / "segmenter"):
-        numbers = find_input(pathlib.Path(path))
-    return match_input(segmenter, numbers, path)
+        normalisation = find_input(pathlib.Path(path))
+    return match_input(segmenter, normalisation, path)
 
 
 def build_refiner(
@@ -199,7 +199,10 @@ def _restore_segmenter(
         folder = workdir / "segmenter"
         variables["params"] = _restore(folder, config.segmenter, shapes["params"])
     if getattr(segmenter, "statistics", "") == "running":
-        variables["statistics"] = read_statistics(workdir)
+        statistics = read_statistics(workdir)
+        if statistics is None:
+            raise UserError(f"{workdir} has no segmenter/statistics.npz")
+        variables["statistics"] = statistics
     return variables
 
 

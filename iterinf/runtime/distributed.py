@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from iterinf.errors import UserError
+from iterinf.errors import UserError, summarise
 
 _ADVICE = (
     "lower batch_size or crop_size of the training, or evaluation.batch_size and "
@@ -47,10 +47,9 @@ def start_processes(*, coordinator: str, count: int, index: int) -> None:
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
             f"cannot join the processes of config.processes.coordinator "
-            f"{coordinator!r}: {reason}"
+            f"{coordinator!r}: {summarise(error)}"
         ) from error
     global _silent
     _silent = not is_first()
@@ -100,7 +99,7 @@ def end_on_errors() -> Iterator[None]:
     except Exception as error:
         distributed = jax.distributed.is_initialized()
         is_jax_error = isinstance(error, jax.errors.JaxRuntimeError)
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = summarise(error)
         if isinstance(error, UserError):
             message = f"iterinf: {error}"
         elif isinstance(error, MemoryError) or (

@@ -106,6 +106,11 @@ def read_lines(path: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if has_file(path) else []
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads the complete lines of a file of JSON objects; a missing file has none."""
+    return [json.loads(line) for line in read_lines(path)]
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON object, atomically."""
     write_atomically({path: (json.dumps(content, indent=2) + "\n").encode()})
@@ -119,9 +124,20 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads an .npz file without pickle."""
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return dict(file)
+    """Reads an .npz file without pickle.
+
+    Raises:
+      UserError: If it is missing, damaged or no .npz file.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return dict(file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # of many kinds, depending on the damage
+        raise UserError(
+            f"cannot read {path} as arrays: it is damaged or holds other objects"
+        ) from error
 
 
 def create_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 
 import jax
 
-from iterinf.runtime.files import read_lines, write_lines
+from iterinf.runtime.files import read_json_lines, read_lines, write_lines
 
 
 def log_run(workdir: pathlib.Path, command: str) -> None:
@@ -30,7 +30,7 @@ def log_run(workdir: pathlib.Path, command: str) -> None:
 
 def describe_runs(workdir: pathlib.Path) -> dict[str, str]:
     """Describes the runs: the last command, and all commits, hardware and versions."""
-    runs = [json.loads(line) for line in read_lines(workdir / "runs.jsonl")]
+    runs = read_json_lines(workdir / "runs.jsonl")
     words = shlex.split(runs[-1]["command"])
     described = {"command": shlex.join(w for w in words if not w.startswith("--mode="))}
     for key in ("commit", "hardware", "versions"):

@@ -1,6 +1,6 @@
 """Weights of another network as a segmenter's first parameters.
 
-Other people's are VGG16 and the FC-DenseNet of 2016; `--mode=export` writes our own.
+Supported: VGG16, the FC-DenseNet of 2016, and files of `--mode=export`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from iterinf.errors import UserError
+from iterinf.errors import UserError, summarise
 from iterinf.segmenters.fc_densenet import FCDenseNet
 from iterinf.segmenters.fcn8 import FCN8
 
@@ -31,7 +31,7 @@ VGG16_INPUT = {
 
 
 def find_input(path: pathlib.Path) -> Mapping[str, Any]:
-    """Reads what images were normalised by when some weights were trained."""
+    """Reads the input normalisation with which some weights were trained."""
     if path.suffix != ".safetensors":
         return VGG16_INPUT
     with _explain_errors(path):
@@ -41,19 +41,21 @@ def find_input(path: pathlib.Path) -> Mapping[str, Any]:
             metadata = file.metadata() or {}
             is_own = any(name.startswith(_OWN) for name in file.keys())  # noqa: SIM118
     if is_own and "input" not in metadata:
-        raise UserError(f"{path} has lost its metadata; take it as exported")
+        raise UserError(
+            f"{path} lacks the metadata 'input'; use the file as --mode=export wrote it"
+        )
     return json.loads(metadata["input"]) if is_own else VGG16_INPUT
 
 
 def match_input(
-    segmenter: nn.Module, numbers: Mapping[str, Any], path: str
+    segmenter: nn.Module, normalisation: Mapping[str, Any], path: str
 ) -> nn.Module:
     """Makes a segmenter normalise images as the network did that gives its weights.
 
     Args:
       segmenter: The segmenter. An `input_mean` of 0 and an `input_std` of 1, the
         defaults of an FCN-8, are replaced; others must equal those of the weights.
-      numbers: The result of `find_input`.
+      normalisation: The result of `find_input`.
       path: The file of the weights, for the error message.
 
     Raises:
@@ -61,19 +63,19 @@ def match_input(
     """
     if not isinstance(segmenter, FCN8):
         return segmenter
-    for name, wanted in numbers.items():
+    for name, wanted in normalisation.items():
         configured, default = getattr(segmenter, name), getattr(FCN8, name)
         if not np.allclose(configured, default) and not np.allclose(configured, wanted):
             raise UserError(
                 f"config.segmenter.model.{name} is {tuple(configured)}, but the "
                 f"weights in {path} were trained with {tuple(wanted)}: expected that, "
-                f"or {default}, which takes it from the weights"
+                f"or the default {default}, which the weights' value replaces"
             )
-    return segmenter.clone(**{name: tuple(values) for name, values in numbers.items()})
+    return segmenter.clone(**{name: tuple(v) for name, v in normalisation.items()})
 
 
 def describe_input(segmenter: nn.Module) -> dict[str, tuple[float, ...]]:
-    """Returns what a segmenter normalises images by; empty if by nothing."""
+    """Returns a segmenter's input normalisation; empty if it has none."""
     if not isinstance(segmenter, FCN8):
         return {}
     return {name: getattr(segmenter, name) for name in VGG16_INPUT}
@@ -88,7 +90,7 @@ def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
         fc7, or to conv5_3 if the file has no `classifier`; for an FC-DenseNet, the .npz
         that the authors' Lasagne code writes: arr_0, arr_1, ... in the order in which
         the network runs, a layer being beta, gamma, mean, inverse deviation, W, b.
-      segmenter: of the size of the weights.
+      segmenter: The segmenter, with the widths of the weights.
 
     Returns:
       Arrays by the path of the parameter that they replace, e.g. conv1_1/kernel.
@@ -112,7 +114,7 @@ def read_weights(path: str, segmenter: nn.Module) -> dict[str, np.ndarray]:
             converted = _convert_fc_densenet(arrays, segmenter)
         else:
             name = type(segmenter).__name__
-            raise UserError(f"{path}: there is no converter to a {name}")
+            raise UserError(f"{path}: these weights cannot be converted for a {name}")
         return {name: array.astype(np.float32) for name, array in converted}
 
 
@@ -183,7 +185,7 @@ def _explain_errors(path: pathlib.Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         advice = ""
         if error.name == "torch":
             advice = (
@@ -200,8 +202,12 @@ def _explain_errors(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{path} does not hold the weights: {reason}") from error
+        reason = summarise(error)
+        if "pickle" in reason:  # NumPy advises to load it nevertheless
+            reason = "no arrays of numbers"
+        raise UserError(
+            f"{path} is damaged or does not hold the weights: {reason}"
+        ) from error
 
 
 def _convert_vgg16(
@@ -214,16 +220,25 @@ def _convert_vgg16(
     for block, (first, count) in enumerate(_VGG16_BLOCKS, start=1):
         for i in range(count):
             ours, theirs = f"conv{block}_{i + 1}", f"features.{first + 2 * i}"
-            kernel = arrays[f"{theirs}.weight"]
+            kernel = _take(arrays, f"{theirs}.weight", 4)
             yield f"{ours}/kernel", kernel.transpose(_FROM_TORCH)
             yield f"{ours}/bias", arrays[f"{theirs}.bias"]
     if not any(name.startswith("classifier.") for name in arrays):
         return
     for ours, index, size in (("fc6", 0, 7), ("fc7", 3, 1)):
-        matrix = arrays[f"classifier.{index}.weight"]
+        matrix = _take(arrays, f"classifier.{index}.weight", 2)
+        if matrix.shape[1] % size**2:
+            raise ValueError(f"classifier.{index}.weight has shape {matrix.shape}")
         grid = matrix.reshape(len(matrix), -1, size, size)
         yield f"{ours}/kernel", grid.transpose(_FROM_TORCH)
         yield f"{ours}/bias", arrays[f"classifier.{index}.bias"]
+
+
+def _take(arrays: Mapping[str, np.ndarray], name: str, num_axes: int) -> np.ndarray:
+    if arrays[name].ndim != num_axes:
+        shape = arrays[name].shape
+        raise ValueError(f"{name} has shape {shape}, expected {num_axes} axes")
+    return arrays[name]
 
 
 def _convert_fc_densenet(

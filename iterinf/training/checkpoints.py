@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from iterinf.errors import UserError
+from iterinf.errors import UserError, summarise
 from iterinf.runtime.devices import create_replication
 from iterinf.runtime.distributed import is_any
 from iterinf.runtime.files import create_folder
@@ -212,7 +212,7 @@ def _explain_errors(failure: str, advice: str) -> Iterator[None]:
         for cause in causes:
             if isinstance(cause, jax.errors.JaxRuntimeError | MemoryError):
                 raise cause from None
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = summarise(error)
         if any("No space left on device" in str(cause) for cause in causes):
             reason = "the disk is full"
         raise UserError(f"{failure}: {reason}; {advice}") from error

@@ -38,7 +38,7 @@ def propose(segmenter: Segmenter, variables: Variables, batch: Batch) -> Candida
 def _segment(
     segmenter: Segmenter, variables: Variables, batch: Batch
 ) -> tuple[Float[Array, "b h w k"], dict[str, Float[Array, "b _ _ _"]]]:
-    if batch.outputs and isinstance(segmenter, nn.Module):  # a chain hands them on
+    if batch.outputs and isinstance(segmenter, nn.Module):  # a chain passes them on
         segmenter, variables = Precomputed(segmenter.num_classes, segmenter.dtype), {}
     return segmenter.apply(variables, batch.image, **batch.outputs)
 
@@ -96,7 +96,7 @@ def make_refiner_loss(
     recycle_step_size: float = 0.5,
     self_conditioning: float = 0.0,
 ) -> LossFunction:
-    """Makes the loss of Eq. 5 at a corrupted y; see `combine` for what is trained.
+    """Makes the loss of Eq. 5 at a corrupted y; `combine` says what is trained.
 
     Two options train where the loop of Eq. 6 goes, at iterates of the refiner itself
     through which no gradient flows. With self-conditioning a share of the images starts

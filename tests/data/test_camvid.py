@@ -115,14 +115,14 @@ def test_missing_half_of_a_pair(fake_camvid, folder):
 
 def test_line_without_label_map(fake_camvid):
     (fake_camvid / "val.txt").write_text("/SegNet/CamVid/val/0016E5_1.png\n")
-    with pytest.raises(UserError, match=r"val\.txt lists 1 paths, expected 2"):
+    with pytest.raises(UserError, match=r"val\.txt has 1 lines, expected 1 with"):
         load_camvid(str(fake_camvid))
 
 
 def test_wrong_count(fake_camvid):
     listing = fake_camvid / "train.txt"
     listing.write_text("".join(listing.read_text().splitlines(keepends=True)[:2]))
-    with pytest.raises(UserError, match=r"train\.txt lists 4 paths, expected 6"):
+    with pytest.raises(UserError, match=r"train\.txt has 2 lines, expected 3"):
         load_camvid(str(fake_camvid))
 
 

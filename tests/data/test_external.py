@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(folder):
         ({"pool2": np.ones((9, 12, 5), "f")}, r"pool2 .* expected \(8, 12, 5\)"),
         ({"pool2": np.ones((), "f")}, r"pool2 .* expected \(8, 12\)"),
         ({"pool6": np.ones((1, 1, 1), "f")}, "arrays .*pool6"),
-        ({"pool2": np.array([{}])}, "cannot be read"),
+        ({"pool2": np.array([{}])}, "cannot read .*"),
     ],
 )
 def test_a_wrong_array_is_named(folder, rng, changes, message):
@@ -125,7 +125,7 @@ def test_negative_probabilities_are_refused(folder, rng):
 
 def test_a_broken_file_is_named(folder):
     first_file(folder).write_bytes(first_file(folder).read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read .*"):
         _ = add_outputs(open_streets(), folder).train[0]
 
 

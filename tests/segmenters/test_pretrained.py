@@ -190,7 +190,10 @@ def test_the_103_has_590_arrays(tmp_path):
             {"features.7.weight": np.zeros((5, 2, 3, 3))},
             r"conv2_2/kernel is \[3, 3, 2, 5\] there, expected \[3, 3, 2, 2\]",
         ),
-        ({"classifier.0.weight": np.zeros((64, 90))}, "does not hold the weights"),
+        (
+            {"classifier.0.weight": np.zeros((64, 90))},
+            "is damaged or does not hold the weights",
+        ),
     ],
 )
 def test_a_wrong_array_is_named(rng, tmp_path, change, message):
@@ -206,7 +209,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     segmenter = create_fcn8()
     with pytest.raises(UserError, match="another network: this one has no a/kernel"):
         replace_parameters(init(segmenter), read_weights(path, segmenter), path)
-    with pytest.raises(UserError, match="x.safetensors has lost its metadata"):
+    with pytest.raises(UserError, match="x.safetensors lacks the metadata"):
         find_input(pathlib.Path(path))
 
 
@@ -215,8 +218,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
     [
         ("no.npz", "cannot read .*no.npz: No such file"),
         ("x.ckpt", "cannot tell what .*x.ckpt is, expected .pth"),
-        ("text.npz", "text.npz does not hold the weights"),
-        ("objects.npz", "objects.npz does not hold the weights"),
+        ("text.npz", "text.npz is damaged or does not hold the weights"),
+        ("objects.npz", "objects.npz is damaged or does not hold the weights"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: pathlib.Path, name, message):
