@@ -45,7 +45,6 @@ def get_config():
             crop_size=(64, 64), num_epochs=52, patience=20, inputs="frames"
         )
         refiner.training.optimizer = base.create_adam(2e-3, 0.93, weight_decay=1e-4)
-    config.refiner.dae_ytrue.training.patience = 8  # its validation loss only rises
     config.refiners = ("dense_crf", "context_module", "dae_ytrue", "dae_no_y", "dae_y")
     config.refiner.context_module.training.update(
         crop_size=(64, 64), num_epochs=12, patience=4, inputs="frames"

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from iterinf.config_keys import check_keys
 from iterinf.errors import UserError
 from iterinf.types import METRICS, MONITORS
 
@@ -157,6 +158,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
       UserError: If a value is invalid; names the first such key.
     """
+    check_keys(settings)
     for key, value in flatten(settings).items():
         if key.endswith("fine_tuning.num_epochs") and value == 0:
             continue  # no such phase

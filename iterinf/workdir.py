@@ -92,7 +92,8 @@ def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
             if old != new and known and not f"{key}.".startswith(prefixes):
                 raise UserError(
                     f"{workdir} holds results with config.{key} = {old!r}, not "
-                    f"{new!r}; resume with the same flags, or name another workdir"
+                    f"{new!r}; resume with the same flags, name another workdir, "
+                    "or remove the folders of the results that depend on it"
                 )
     write_json(path, settings)
 
@@ -137,6 +138,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     Raises:
       UserError: If there is none.
     """
+    if not has_file(workdir / "config.json"):
+        raise UserError(f"{workdir} is no workdir: it has no config.json")
     content = _read_json(workdir / "config.json")
     for refiner in content["refiner"].values():
         for option in _REMOVED:

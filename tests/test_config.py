@@ -83,6 +83,40 @@ def test_values_of_another_type_are_named(value):
         check_settings(settings)
 
 
+@pytest.mark.parametrize(
+    ("group", "key", "message"),
+    [
+        ("segmenter.training", "num_epoch", "did you mean num_epochs"),
+        ("refiner.dae_y.selection", "steps", "selection.steps is unknown"),
+        ("", "refinerz", "config.refinerz is unknown; did you mean refiner"),
+        ("refiner.dae_y.training.optimizer", "lr", "optimizer.lr is unknown"),
+    ],
+)
+def test_misspelt_keys_of_a_config_file_are_named(group, key, message):
+    settings = make_settings()
+    part = settings
+    for name in group.split(".") if group else ():
+        part = part[name]
+    part[key] = 1
+    with pytest.raises(UserError, match=message):
+        check_settings(settings)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["title", "selection", "end_to_end", "fine_tuning", "objective", "selection.stop"],
+)
+def test_missing_keys_of_a_refiner_are_named(key):
+    settings = make_settings()
+    part = settings["refiner"]["dae_y"]
+    *groups, name = key.split(".")
+    for group in groups:
+        part = part[group]
+    del part[name]
+    with pytest.raises(UserError, match=f"config.refiner.dae_y.{key} is missing"):
+        check_settings(settings)
+
+
 def test_inference_alone_may_be_in_float16():
     check_settings(make_settings(evaluation__sweep_dtype="float16"))
 

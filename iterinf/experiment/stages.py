@@ -126,6 +126,8 @@ class Experiment:
             checkpoint_seconds=config.checkpoint_seconds,
         )
         self._check_parts()
+        first = self.dataset.train[0]
+        check_crops(self._settings, {first.label.shape}, find_stride(first.outputs))
         keep_settings(workdir, self._settings)
 
     def _check_parts(self) -> None:

@@ -34,7 +34,7 @@ from iterinf.report.drawing import (
     place_side_by_side,
 )
 from iterinf.runtime.bars import create_bar
-from iterinf.runtime.distributed import is_first
+from iterinf.runtime.distributed import is_first, print_once
 from iterinf.runtime.files import write_atomically
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -103,6 +103,7 @@ def predict_files(
             write_atomically(legend | files)
             legend = {}
             bar.update()
+    print_once(f"{len(names) - len(failures)} of {len(names)} images: see {output}")
     if failures:
         count = f"{len(failures)} of {len(names)} images"
         raise UserError(f"{count} could not be predicted, see the errors above")

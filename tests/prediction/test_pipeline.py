@@ -106,7 +106,7 @@ def test_numbers_are_those_that_validation_chose(folder):
 def test_what_is_not_there_is_named(folder):
     with pytest.raises(UserError, match="'crf'.* dae_ytrue, dae_y"):
         read_pipeline(folder, "crf")
-    with pytest.raises(UserError, match="none/config.json .*--mode"):
+    with pytest.raises(UserError, match="none is no workdir"):
         read_pipeline(folder / "none")
     (folder / "refiners" / "dae_ytrue" / "selection.json").unlink()
     with pytest.raises(UserError, match="dae_ytrue/selection.json .*--mode"):
