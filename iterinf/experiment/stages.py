@@ -106,17 +106,13 @@ class Experiment:
         """
         self.config = config
         self.workdir = workdir
-        self._segmenter_variables: Variables | None = None
         self._networks: dict[str, Networks] = {}
         self._settings = json.loads(config.to_json())
         check_settings(self._settings)
-        self.dataset: Dataset = create_dataset(
-            config.dataset.name, **config.dataset.options
-        )
+        dataset = create_dataset(config.dataset.name, **config.dataset.options)
         if config.segmenter.name == "precomputed":
-            self.dataset = add_outputs(
-                self.dataset, pathlib.Path(config.segmenter.outputs)
-            )
+            dataset = add_outputs(dataset, pathlib.Path(config.segmenter.outputs))
+        self.dataset: Dataset = dataset
         self.segmenter = build_segmenter(config, self.dataset.num_classes, workdir)
         self._trainer = Trainer(
             self.dataset.train,
@@ -126,8 +122,7 @@ class Experiment:
             checkpoint_seconds=config.checkpoint_seconds,
         )
         self._check_parts()
-        first = self.dataset.train[0]
-        check_crops(self._settings, {first.label.shape}, find_stride(first.outputs))
+        self._check_first_image()
         keep_settings(workdir, self._settings)
 
     def _check_parts(self) -> None:
@@ -150,6 +145,14 @@ class Experiment:
                         "expected 'crops', or another padding of the segmenter"
                     )
 
+    def _check_first_image(self) -> None:
+        """Checks crops against an image; `check_data` names those it cannot read."""
+        try:
+            first = self.dataset.train[0]
+        except UserError:
+            return
+        check_crops(self._settings, {first.label.shape}, find_stride(first.outputs))
+
     def check_data(self) -> dict[str, SplitSummary]:
         """Reads every record; crops must lie inside every training image.
 
@@ -165,10 +168,10 @@ class Experiment:
         return summaries
 
     def check_same_data(self) -> None:
-        """Compares the data with those of the workdir's results.
+        """Compares the data with those of the results, see `iterinf.workdir.keep_data`.
 
         Raises:
-          UserError: If they differ in classes, names, or the first record of a split.
+          UserError: If they differ.
         """
         keep_data(self.workdir, describe_dataset(self.dataset))
 
@@ -205,16 +208,11 @@ class Experiment:
         return build_refiner(self.config, name, self.segmenter, num_classes)
 
     def train_segmenter(self) -> Variables:
-        """Trains the segmenter, or restores it if it is already trained.
-
-        Returns:
-          Its best variables.
-        """
-        if self._segmenter_variables is None:
-            self._segmenter_variables = self._train_segmenter()
+        """Trains the segmenter, or restores it; returns its best variables."""
         return self._segmenter_variables
 
-    def _train_segmenter(self) -> Variables:
+    @functools.cached_property
+    def _segmenter_variables(self) -> Variables:
         if not has_results(self.workdir):
             self.check_data()
         variables: Variables = {}

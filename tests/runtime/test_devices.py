@@ -149,7 +149,8 @@ def test_two_processes_are_one_also_if_one_was_killed(tmp_path, one_device):
     assert [process.returncode for process in processes] == [0, 0], (first, second)
     assert "mean IoU" in first[0]
     lines = [line for text in second for line in text.splitlines()]
-    assert [line for line in lines if not line.startswith("[Gloo]")] == []
+    gloo = ("[Gloo]", "peer ranks")  # printed by several threads, so lines may break
+    assert [line for line in lines if not any(word in line for word in gloo)] == []
     check_same(tmp_path, one_device)
     assert (tmp_path / "report.html").exists()
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
