@@ -131,7 +131,7 @@ function describe(refined) {
   const { title } = report.curves[state.refiner];
   find("status").replaceChildren(
     create("strong", {}, `${percent(after)} of pixels correct`),
-    ` after ${state.iteration} iterations of ${title}; ${percent(before)} for the segmenter ` +
+    ` after ${state.iteration} iteration${state.iteration === 1 ? "" : "s"} of ${title}; ${percent(before)} for the segmenter ` +
       `alone. Corrected: ${percent(corrected)}; degraded: ${percent(degraded)}. ` +
       "Test images are not used for any choice.",
   );
