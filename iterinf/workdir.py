@@ -63,6 +63,12 @@ def find_refiner(workdir: pathlib.Path, name: str) -> pathlib.Path:
     return workdir / "refiners" / name
 
 
+def find_network(workdir: pathlib.Path, key: str) -> pathlib.Path:
+    """Returns the folder of a network by its key in the config, e.g. refiner.dae_y."""
+    kind, _, name = key.partition(".")
+    return find_refiner(workdir, name) if name else workdir / kind
+
+
 def keep_settings(workdir: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Writes config.json; an earlier one must agree in every key that affects results.
 

@@ -10,7 +10,6 @@ and tables of results/. --follow continues until every table is written. Trainin
 knows nothing of TensorBoard.
 """
 
-import json
 import pathlib
 import shutil
 import sys
@@ -21,7 +20,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from iterinf.runtime.files import read_arrays, read_lines
+from iterinf.runtime.files import read_arrays
+from iterinf.workdir import read_epochs
 from launch.runs import is_finished
 
 try:
@@ -29,7 +29,9 @@ try:
 except ImportError:
     sys.exit("launch.tensorboard: it needs tensorboardX; pip install tensorboardX")
 
-_FOLLOW = flags.DEFINE_boolean("follow", False, "Goes on until all runs have ended.")
+_FOLLOW = flags.DEFINE_boolean(
+    "follow", False, "Continues until all runs are finished."
+)
 _SECONDS = 5  # between two looks
 
 
@@ -54,11 +56,11 @@ class Events:
     def add_metrics(self) -> None:
         """Adds the epochs of every network that are new since the last call.
 
-        When an epoch ended is told by the file's last change, and the seconds of the
-        epochs after it.
+        The end of an epoch follows from the file's last change and the seconds of the
+        later epochs.
         """
         for path in sorted(self._workdir.glob("**/metrics.jsonl")):
-            epochs = [json.loads(line) for line in read_lines(path)]
+            epochs = read_epochs(path.parent)
             seconds = np.array([epoch["seconds"] for epoch in epochs])
             ends = path.stat().st_mtime - (seconds.sum() - seconds.cumsum())
             first = self._num_epochs.get(path, 0)

@@ -41,6 +41,7 @@ from iterinf.runtime.provenance import describe_runs, log_run
 from iterinf.types import Batch
 from iterinf.workdir import (
     Arrays,
+    find_network,
     find_refiner,
     has_checkpoint,
     read_choice,
@@ -189,7 +190,7 @@ def _check_results(experiment: Experiment) -> None:
         read_choice(workdir, name)
         _read_test(find_refiner(workdir, name))
     for key in list_trained(config):
-        folder = workdir / key.replace("refiner.", "refiners/")
+        folder = find_network(workdir, key)
         if not has_checkpoint(folder):
             raise UserError(f"there is no checkpoint in {folder} to draw Figure 3 with")
 
@@ -286,7 +287,7 @@ def _list_cut_off(experiment: Experiment) -> list[str]:
     """Lists the trainings that used all their epochs and may not have converged."""
     sentences = []
     for key, network in list_trained(experiment.config).items():
-        folder = experiment.workdir / key.replace("refiner.", "refiners/")
+        folder = find_network(experiment.workdir, key)
         phases = [("trained", folder, network.training)]
         if network.fine_tuning.num_epochs:
             phases.append(("fine-tuned", folder / "fine_tuning", network.fine_tuning))

@@ -30,6 +30,7 @@ from iterinf.training.objectives import (
 from iterinf.types import Batch, Candidate, Refinement, Selection
 from iterinf.workdir import (
     ClassInfo,
+    find_refiner,
     has_checkpoint,
     read_choice,
     read_class_info,
@@ -228,7 +229,7 @@ def _restore_refiner(
         params = {"refiner": shapes["params"]}
         if settings.end_to_end:
             params["segmenter"] = frozen["segmenter"]["params"]
-        params = _restore(workdir / "refiners" / name, settings, params)
+        params = _restore(find_refiner(workdir, name), settings, params)
     else:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), candidate)
         variables = compile_for_once(refiner.init)(jax.random.key(0), zeros)

@@ -405,7 +405,7 @@ def test_training_starts_from_foreign_weights_and_goes_on_without_them(rng, tmp_
 
 
 def test_end_to_end_a_copy_of_the_segmenter_is_trained(workdir, tmp_path):
-    """The plain network stays as it was; the copy has a row, and is what is refined."""
+    """The segmenter alone is unchanged; its trained copy has a row, and is refined."""
     shutil.copytree(workdir, tmp_path / "run")
     config = tiny.get_config()
     config.refiners = ("joint",)

@@ -1,4 +1,4 @@
-"""Killed at any moment, an experiment goes on and ends the same."""
+"""Killed at any moment, an experiment resumes and ends the same."""
 
 import os
 import pathlib
